@@ -1,0 +1,115 @@
+# Tocsin. `make help` lists the targets.
+
+# The labels' representation that Thanos's libraries need: see docs/adr/0002-slicelabels.md. Everything that compiles
+# Go must see it, so it is exported to vet, lint and test alike.
+export GOFLAGS := -buildvcs=false -tags=slicelabels
+# A static binary, and one build cache for building and linting. Only the race detector needs cgo.
+export CGO_ENABLED := 0
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+BRANCH   ?= $(shell git rev-parse --abbrev-ref HEAD 2>/dev/null || echo unknown)
+DATE     ?= $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) -X main.branch=$(BRANCH) -X main.buildDate=$(DATE)
+
+BIN     := bin
+DATA    ?= data
+LISTEN  ?= 127.0.0.1:9090
+PKGS    := ./appliance/... ./cmd/... ./web/...
+LINT    := $(BIN)/golangci-lint
+
+.DEFAULT_GOAL := help
+
+##@ Use
+
+.PHONY: run
+run: build ## Build and start on the built-in configuration; prints the URL.
+	@echo "Tocsin will be at http://$(LISTEN)/ when it says 'ready'. Stop with Ctrl-C. Data is in $(DATA)/."
+	$(BIN)/tocsin run --storage.path=$(DATA) --web.listen-address=$(LISTEN) --alertmanager.listen-address=127.0.0.1:9093
+
+.PHONY: build
+build: ## Build bin/tocsin.
+	go build -ldflags "$(LDFLAGS)" -o $(BIN)/tocsin ./cmd/tocsin
+
+##@ Test
+
+.PHONY: test
+test: test-deps ## Install what the tests need, and run everything with the race detector.
+	CGO_ENABLED=1 go test -race -timeout 25m $(PKGS)
+	$(MAKE) e2e
+
+.PHONY: e2e
+e2e: build ## End to end: the real binary against real neighbours.
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin go test -count=1 -timeout 20m ./e2e/
+
+# The neighbours are Debian's own packages. Their services must not start: the tests run them on ports of their own.
+TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd
+.PHONY: test-deps
+test-deps:
+	@dpkg-query -W -f '$${db:Status-Status}\n' $(TEST_DEPS) 2>/dev/null | grep -c '^installed$$' | grep -qx $(words $(TEST_DEPS)) || { \
+	  set -e; sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq; \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $(TEST_DEPS); }
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for a while (FUZZTIME=30s each).
+	@set -e; for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' appliance web); do \
+	  for t in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]+)\(.*/\1/p' $$f); do \
+	    echo "== $$t in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$t$$" -fuzztime $(or $(FUZZTIME),30s) ./$$(dirname $$f); done; done
+
+##@ Check
+
+.PHONY: check
+check: check-static test check-clean ## What CI runs.
+
+.PHONY: check-static
+check-static: check-format lint check-docs ## Formatting, linters, and generated documents, without running tests.
+
+.PHONY: check-format
+check-format:
+	@files=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
+
+.PHONY: lint
+lint: $(LINT) ## golangci-lint over everything.
+	$(LINT) run $(PKGS) ./e2e/...
+
+$(LINT): .ci/tools/go.mod .ci/tools/go.sum
+	GOFLAGS=-buildvcs=false go build -C .ci/tools -o $(CURDIR)/$(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: docs
+docs: build ## Write the generated manuals.
+	$(BIN)/tocsin docs cli > docs/cli.md
+	$(BIN)/tocsin docs config > docs/configuration.md
+
+.PHONY: check-docs
+check-docs: build
+	@for m in cli config; do f=docs/$$m.md; [ $$m = config ] && f=docs/configuration.md; \
+	  $(BIN)/tocsin docs $$m | diff -u $$f - || { echo "$$f is not what the program says: run make docs"; exit 1; }; done
+
+.PHONY: check-clean
+check-clean:
+	@out=$$(git status --porcelain); [ -z "$$out" ] || { echo "the work tree is not clean after the tests:"; echo "$$out"; exit 1; }
+
+##@ Measure
+
+.PHONY: bench
+bench: build peers ## Side by side with stock Prometheus and Alertmanager; prints ratios.
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin PROMETHEUS=$(CURDIR)/$(BIN)/peers/prometheus go run ./e2e/bench
+
+.PHONY: pgo
+pgo: build ## Renew the profile that the compiler optimises by.
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin go run ./e2e/bench -pgo cmd/tocsin/default.pgo
+
+.PHONY: peers
+peers: ## Build the stock peers, which are not Debian's version, into bin/peers.
+	GOFLAGS=-buildvcs=false go build -C e2e/peers -o $(CURDIR)/$(BIN)/peers/ github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
+
+##@ Other
+
+.PHONY: clean
+clean: ## Remove what was built.
+	rm -rf $(BIN)
+
+.PHONY: help
+help: ## List the targets.
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,314 @@
+// Package appliance is the process: it builds every component, hands each what it needs of the others, runs them, and
+// carries the configuration to them.
+//
+// It owns the wiring, the order of starting and stopping, and the two phases of a reload. Options enter from the
+// command line; nothing leaves but the components' own effects. It refuses to decide anything a component could
+// decide: there is no monitoring in it.
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+	promconfig "github.com/prometheus/prometheus/config"
+	"github.com/prometheus/prometheus/discovery"
+	promscrape "github.com/prometheus/prometheus/scrape"
+	"github.com/prometheus/prometheus/tracing"
+	v1 "github.com/prometheus/prometheus/web/api/v1"
+
+	"github.com/tocsin-io/tocsin/appliance/alert"
+	"github.com/tocsin-io/tocsin/appliance/config"
+	"github.com/tocsin-io/tocsin/appliance/evaluate"
+	"github.com/tocsin-io/tocsin/appliance/federate"
+	"github.com/tocsin-io/tocsin/appliance/query"
+	"github.com/tocsin-io/tocsin/appliance/scrape"
+	"github.com/tocsin-io/tocsin/appliance/store"
+	"github.com/tocsin-io/tocsin/web"
+)
+
+// closeTimeout bounds the closing of what remains when all actors have stopped.
+const closeTimeout = time.Minute
+
+// Appliance is one replica.
+type Appliance struct {
+	opts    Options
+	logger  *slog.Logger
+	started time.Time
+	self    config.Self
+	host    string
+	bound   map[string][]string
+	// external is where people reach this replica.
+	external *url.URL
+	cleanup  []teardown
+
+	web      *web.Web
+	store    *store.Store
+	scrape   *scrape.Scrape
+	federate *federate.Federate
+	evaluate *evaluate.Evaluate
+	alert    *alert.Alert
+	query    *query.Query
+	tracing  *tracing.Manager
+
+	config     atomic.Pointer[config.Config]
+	configured chan struct{} // Closed once the first configuration is applied.
+	reloading  sync.Mutex    // Held while a configuration is applied.
+	reloads    reloadMetrics
+	lastReload atomic.Pointer[reloadResult]
+	stopping   atomic.Bool
+	quit       chan struct{}
+	quitOnce   sync.Once
+}
+
+// teardown closes something that New opened.
+type teardown struct {
+	name  string
+	close func() error
+}
+
+type reloadResult struct {
+	at  time.Time
+	err error
+}
+
+// New reads the configuration, takes the data directory, binds the listeners and wires the components:
+//
+//	targets ──▶ scrape ────┐                        ┌──▶ query ──▶ web ──▶ people, Grafana, promtool
+//	upstream Prometheus ──▶ federate ──▶ store ─────┤              ▲
+//	                       ▲                        └──▶ evaluate  │ API
+//	                       └── recorded series ─────────┘  │       │
+//	                                                alerts ▼       │
+//	                     outside Alertmanagers ◀──────── alert ────┴──▶ receivers
+//
+// It is one straight line on purpose: each step needs what earlier ones made. An error rolls back what was opened.
+func New(opts Options) (_ *Appliance, err error) {
+	a := &Appliance{
+		opts:       opts,
+		logger:     opts.Logger,
+		started:    time.Now(),
+		configured: make(chan struct{}),
+		quit:       make(chan struct{}),
+		reloads:    newReloadMetrics(opts.Registry),
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	if a.host, err = os.Hostname(); err != nil {
+		return nil, fmt.Errorf("ask for this host's name: %w", err)
+	}
+	if err := a.registerProcess(); err != nil {
+		return nil, err
+	}
+
+	// The listeners come first: a port that is taken must fail before the data directory is touched, and what is
+	// built in needs to know the port. The handlers behind them exist before the first request is served.
+	o := opts.Web
+	o.Logger, o.Registerer, o.Gatherer = a.component("web"), opts.Registry, opts.Registry
+	o.RoutePrefix = routePrefix(o.RoutePrefix, opts.ExternalURL)
+	o.API = late(func() http.Handler { return a.query.API() })
+	o.Federate = late(func() http.Handler { return a.query.Federate() })
+	o.Alertmanager = late(func() http.Handler { return a.alert.Handler() })
+	o.HostMetrics = late(func() http.Handler { return a.scrape.HostMetrics() })
+	o.Reload, o.Ready, o.Status = a.Reload, a.Ready, a.status
+	o.Version = web.Version(opts.Version.api())
+	if opts.EnableQuit {
+		o.Quit = func() { a.quitOnce.Do(func() { close(a.quit) }) }
+	}
+	if a.web, err = web.New(o); err != nil {
+		return nil, err
+	}
+	a.onClose("listeners", a.web.Close)
+	a.bound = a.web.Addresses()
+	if a.external, err = externalURL(opts.ExternalURL, a.bound["web"][0], a.host); err != nil {
+		return nil, err
+	}
+	if a.self, err = a.selfFor(o.RoutePrefix); err != nil {
+		return nil, err
+	}
+
+	cfg, err := opts.load(a.self)
+	if err != nil {
+		return nil, err
+	}
+	a.config.Store(cfg)
+	names := cfg.Prometheus.GlobalConfig.MetricNameValidationScheme
+
+	if err := discovery.RegisterK8sClientMetricsWithPrometheus(opts.Registry); err != nil {
+		return nil, fmt.Errorf("register the Kubernetes client's metrics: %w", err)
+	}
+	sd, err := discovery.CreateAndRegisterSDMetrics(opts.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("register the metrics of service discovery: %w", err)
+	}
+
+	so := opts.Store
+	so.Dir, so.Config = opts.StoragePath, cfg
+	so.Logger, so.Registerer = a.component("store"), opts.Registry
+	so.ScrapeManager = scrapeManager{a}
+	if a.store, err = store.New(so); err != nil {
+		return nil, err
+	}
+	a.onClose("store", a.store.Close)
+
+	qo := opts.Query
+	qo.Logger, qo.Registerer, qo.Gatherer = a.component("query"), opts.Registry, opts.Registry
+	qo.Store, qo.Dir = a.store, a.store.TSDBDir()
+	qo.Targets, qo.ScrapePools = targets{a}, targets{a}
+	qo.Alertmanagers = alertmanagers{a}
+	qo.Rules = func() v1.RulesRetriever { return a.evaluate.Manager() }
+	qo.Config = func() promconfig.Config { return *a.Config().Prometheus }
+	qo.Ready, qo.Flags, qo.ExternalURL = a.configured, opts.Flags, a.external
+	qo.ListenAddress = a.bound["web"][0]
+	qo.Version, qo.RuntimeInfo = opts.Version.api(), a.runtimeInfo
+	if a.query, err = query.New(qo); err != nil {
+		return nil, err
+	}
+	a.onClose("query", a.query.Close)
+
+	ao := opts.Alert
+	ao.Logger, ao.Registerer, ao.SDMetrics = a.component("alert"), opts.Registry, sd
+	ao.Dir = filepath.Join(opts.StoragePath, "alertmanager")
+	ao.ExternalURL, ao.Address, ao.RoutePrefix = a.external, a.self.Address, o.RoutePrefix
+	ao.NameValidationScheme = names
+	if a.alert, err = alert.New(ao); err != nil {
+		return nil, err
+	}
+	a.onClose("alert", a.alert.Close)
+
+	co := opts.Scrape
+	co.Logger, co.Registerer, co.SDMetrics = a.component("scrape"), opts.Registry, sd
+	co.Appendable = a.store
+	if a.scrape, err = scrape.New(co); err != nil {
+		return nil, err
+	}
+	a.onClose("scrape", func() error { a.scrape.Close(); return nil })
+
+	if a.federate, err = federate.New(federate.Options{
+		Logger: a.component("federate"), Registerer: opts.Registry, Appendable: a.store,
+	}); err != nil {
+		return nil, err
+	}
+
+	eo := opts.Evaluate
+	eo.Logger, eo.Registerer = a.component("evaluate"), opts.Registry
+	eo.Queryable, eo.Appendable, eo.Engine = a.store, a.store, a.query.Engine()
+	eo.Notify, eo.ExternalURL, eo.NameValidationScheme = a.alert.Notify, a.external, names
+	if a.evaluate, err = evaluate.New(eo); err != nil {
+		return nil, err
+	}
+	a.onClose("evaluate", func() error { a.evaluate.Close(); return nil })
+
+	a.tracing = tracing.NewManager(a.component("tracing"))
+	return a, a.limitMemory()
+}
+
+// Run works until ctx ends or something that cannot go on fails, then stops everything in order and closes it.
+func (a *Appliance) Run(ctx context.Context) error {
+	err := a.actors(ctx).Run()
+	return errors.Join(err, a.close())
+}
+
+// Ready says whether everything works, and in a sentence what it is still waiting for.
+func (a *Appliance) Ready() (bool, string) {
+	if a.stopping.Load() {
+		return false, "stopping"
+	}
+	if ok, sentence := a.store.Condition(); !ok {
+		return false, sentence
+	}
+	select {
+	case <-a.configured:
+		return true, "ready"
+	default:
+		return false, "applying the configuration"
+	}
+}
+
+// Config is the configuration in force. It is read-only.
+func (a *Appliance) Config() *config.Config { return a.config.Load() }
+
+// component is a logger that says which part of the process speaks.
+func (a *Appliance) component(name string) *slog.Logger { return a.logger.With("component", name) }
+
+// logReady is the one line that tells scripts and people where everything is.
+func (a *Appliance) logReady() {
+	a.logger.Info("ready", "url", a.external.String(), "web", a.bound["web"], "alertmanager", a.bound["alertmanager"],
+		"config", a.Config().Path, "storage", a.opts.StoragePath, "took", time.Since(a.started).Round(time.Millisecond))
+}
+
+func (a *Appliance) onClose(name string, f func() error) {
+	a.cleanup = append(a.cleanup, teardown{name, f})
+}
+
+// close tears down what New opened, the last first, each in bounded time, so that one that hangs is named and does
+// not keep the process from ending.
+func (a *Appliance) close() error {
+	var errs []error
+	for i := len(a.cleanup) - 1; i >= 0; i-- {
+		t := a.cleanup[i]
+		done := make(chan error, 1)
+		go func() { done <- t.close() }()
+		select {
+		case err := <-done:
+			if err != nil {
+				errs = append(errs, fmt.Errorf("close %s: %w", t.name, err))
+			}
+		case <-time.After(closeTimeout):
+			errs = append(errs, fmt.Errorf("close %s: it did not finish in %s and is left behind", t.name, closeTimeout))
+		}
+	}
+	a.cleanup = nil
+	return errors.Join(errs...)
+}
+
+func (a *Appliance) selfFor(prefix string) (config.Self, error) {
+	address, err := selfAddress(a.bound["web"][0])
+	if err != nil {
+		return config.Self{}, err
+	}
+	u := url.URL{Host: address}
+	return config.Self{Address: address, RoutePrefix: prefix, Instance: a.host + ":" + u.Port()}, nil
+}
+
+// limitMemory has the runtime collect garbage harder before the machine or its cgroup runs out, as upstream's main
+// does.
+func (a *Appliance) limitMemory() error {
+	if a.opts.MemoryLimitRatio == 0 {
+		return nil
+	}
+	_, err := memlimit.Set(
+		memlimit.WithRatio(a.opts.MemoryLimitRatio),
+		memlimit.WithProvider(memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)),
+	)
+	if err != nil {
+		a.logger.Warn("the memory limit is not known, so none is set", "err", err)
+	}
+	return nil
+}
+
+// late resolves a handler at each request: the listeners are bound before the handlers are built.
+func late(h func() http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h().ServeHTTP(w, r) })
+}
+
+// scrapeManager hands upstream's remote write the scrape manager, which is built after the store.
+type scrapeManager struct{ a *Appliance }
+
+func (s scrapeManager) Get() (*promscrape.Manager, error) {
+	if s.a.scrape == nil {
+		return nil, errNotReady
+	}
+	return s.a.scrape.Manager(), nil
+}

@@ -1,0 +1,106 @@
+package appliance
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tocsin-io/tocsin/appliance/alert"
+	"github.com/tocsin-io/tocsin/appliance/config"
+	"github.com/tocsin-io/tocsin/appliance/evaluate"
+	"github.com/tocsin-io/tocsin/appliance/query"
+	"github.com/tocsin-io/tocsin/appliance/scrape"
+	"github.com/tocsin-io/tocsin/appliance/store"
+	"github.com/tocsin-io/tocsin/web"
+)
+
+// Options are what the command line says. The sections are the packages' own options: New fills in what the packages
+// need of each other, the caller only what a flag sets.
+type Options struct {
+	Logger *slog.Logger
+	// Registry takes every metric of the process.
+	Registry *prometheus.Registry
+	// ConfigFile is read at start and at each reload. Where ConfigOptional is set and the file is absent, the
+	// built-in configuration holds.
+	ConfigFile     string
+	ConfigOptional bool
+	// ExternalURL is where people reach this replica; empty is this host's name with the port that is bound.
+	ExternalURL string
+	// StoragePath is the data directory.
+	StoragePath string
+	// EnableQuit switches POST /-/quit on.
+	EnableQuit bool
+	// MemoryLimitRatio is the share of the machine's or cgroup's memory that the Go runtime tries to stay below; 0
+	// leaves the runtime alone.
+	MemoryLimitRatio float64
+	// Version is this program's own; the versions of the embedded programs are read from the build.
+	Version Version
+	// Flags are shown by /api/v1/status/flags.
+	Flags map[string]string
+
+	Web      web.Options
+	Store    store.Options
+	Scrape   scrape.Options
+	Evaluate evaluate.Options
+	Alert    alert.Options
+	Query    query.Options
+}
+
+// load reads the configuration that holds now.
+func (o *Options) load(self config.Self) (*config.Config, error) {
+	if o.ConfigOptional {
+		if _, err := os.Stat(o.ConfigFile); errors.Is(err, os.ErrNotExist) {
+			return config.Builtin(self)
+		}
+	}
+	return config.Load(o.ConfigFile, self, o.Logger)
+}
+
+// externalURL is upstream's rule: this host's name and the port that is bound, unless the operator says otherwise.
+func externalURL(flag, bound, host string) (*url.URL, error) {
+	if flag == "" {
+		_, port, err := net.SplitHostPort(bound)
+		if err != nil {
+			return nil, fmt.Errorf("read the bound address %q: %w", bound, err)
+		}
+		flag = "http://" + net.JoinHostPort(host, port)
+	}
+	u, err := url.Parse(flag)
+	if err != nil {
+		return nil, fmt.Errorf("read --web.external-url: %w", err)
+	}
+	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return nil, fmt.Errorf("read --web.external-url: %q is not a whole http or https URL", flag)
+	}
+	u.Path = strings.TrimRight(u.Path, "/")
+	return u, nil
+}
+
+// routePrefix is where everything is mounted: what the flag says, else the external URL's path.
+func routePrefix(flag, external string) string {
+	if flag == "" {
+		if u, err := url.Parse(external); err == nil {
+			flag = u.Path
+		}
+	}
+	return path.Join("/", flag)
+}
+
+// selfAddress is where this process reaches its own listener: a wildcard address is reached at localhost.
+func selfAddress(bound string) (string, error) {
+	host, port, err := net.SplitHostPort(bound)
+	if err != nil {
+		return "", fmt.Errorf("read the bound address %q: %w", bound, err)
+	}
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port), nil
+}

@@ -1,0 +1,344 @@
+// Package query answers questions about what is stored.
+//
+// It owns the PromQL engine, the Prometheus HTTP API under /api/v1 and the
+// federation endpoint. What enters is HTTP requests and PromQL; what leaves is
+// JSON, protobuf and the text exposition format, plus, where the receivers are
+// switched on, samples that others push.
+// It refuses to listen, to route and to store: the door is web, the data is
+// store, and what a request may cost is bounded here before upstream's handlers
+// see it.
+package query
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/grafana/regexp"
+	remoteapi "github.com/prometheus/client_golang/exp/api/remote"
+	"github.com/prometheus/client_golang/prometheus"
+	promconfig "github.com/prometheus/prometheus/config"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/util/features"
+	"github.com/prometheus/prometheus/util/logging"
+	"github.com/prometheus/prometheus/util/notifications"
+	v1 "github.com/prometheus/prometheus/web/api/v1"
+
+	"github.com/tocsin-io/tocsin/appliance/config"
+)
+
+// Defaults are upstream's: the flags of the same name promise them.
+const (
+	defaultTimeout        = 2 * time.Minute
+	defaultLookbackDelta  = 5 * time.Minute
+	defaultMaxConcurrency = 20
+	defaultMaxSamples     = 50_000_000
+	defaultSubscribers    = 16
+
+	defaultReadSampleLimit      = 50_000_000
+	defaultReadConcurrencyLimit = 10
+	defaultReadMaxBytesInFrame  = 1 << 20
+)
+
+// Store is what queries read and receivers write: the local data with its
+// figures, and the view that may reach further (remote read).
+type Store interface {
+	storage.Appendable
+	storage.Queryable
+	storage.ChunkQueryable
+	storage.ExemplarQueryable
+	v1.TSDBAdminStats
+	// Local is the data of this machine alone; federation serves only that.
+	Local() storage.Queryable
+}
+
+// RemoteRead bounds one remote read request; zero means upstream's default.
+type RemoteRead struct {
+	SampleLimit      int // samples in one unstreamed answer
+	ConcurrencyLimit int // requests at the same time
+	MaxBytesInFrame  int // bytes of one frame of a streamed answer
+}
+
+// Options is everything a Query needs. Store, Config, Registerer and Gatherer
+// are required, the rest has a default.
+type Options struct {
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	Gatherer   prometheus.Gatherer
+	Store      Store
+	Dir        string // TSDB directory, also holds the list of active queries
+
+	Targets       v1.TargetRetriever
+	ScrapePools   v1.ScrapePoolsRetriever
+	Alertmanagers v1.AlertmanagerRetriever
+	// Rules is asked on every request, because the rules need the engine first.
+	Rules func() v1.RulesRetriever
+	// Config answers with the configuration that is in force.
+	Config func() promconfig.Config
+	// Ready is closed when the store can answer; nil means that it can.
+	Ready <-chan struct{}
+
+	Flags         map[string]string
+	ExternalURL   *url.URL
+	ListenAddress string
+	Version       v1.PrometheusVersion
+	RuntimeInfo   func() (v1.RuntimeInfo, error)
+	Features      features.Collector // shared with other components; default: one of its own
+
+	Timeout        time.Duration
+	LookbackDelta  time.Duration
+	MaxConcurrency int
+	MaxSamples     int
+
+	EnableAdmin              bool
+	EnableRemoteWrite        bool
+	EnableOTLP               bool
+	OTLPDeltaToCumulative    bool
+	OTLPNativeDelta          bool
+	EnableSTZeroIngestion    bool
+	EnableTypeAndUnitLabels  bool
+	EnablePerStepStats       bool
+	EnableDelayedNameRemoval bool
+	AppendMetadata           bool
+	RemoteWriteMessages      remoteapi.MessageTypes // default: both protocols
+	RemoteRead               RemoteRead
+	CORSOrigin               *regexp.Regexp
+	MaxSubscribers           int // of live notifications
+}
+
+func (o *Options) validate() error {
+	switch {
+	case o.Store == nil:
+		return errors.New("query: Options.Store is missing")
+	case o.Config == nil:
+		return errors.New("query: Options.Config is missing")
+	case o.Registerer == nil:
+		return errors.New("query: Options.Registerer is missing")
+	case o.Gatherer == nil:
+		return errors.New("query: Options.Gatherer is missing")
+	case o.Dir == "":
+		return errors.New("query: Options.Dir is missing")
+	case o.MaxConcurrency < 0:
+		return fmt.Errorf("query: the number of concurrent queries is %d, it must not be negative", o.MaxConcurrency)
+	case o.MaxSamples < 0:
+		return fmt.Errorf("query: the number of samples a query may load is %d, it must not be negative", o.MaxSamples)
+	case o.Timeout < 0:
+		return fmt.Errorf("query: the query timeout is %s, it must not be negative", o.Timeout)
+	case o.LookbackDelta < 0:
+		return fmt.Errorf("query: the lookback delta is %s, it must not be negative", o.LookbackDelta)
+	case o.OTLPDeltaToCumulative && o.OTLPNativeDelta:
+		return errors.New("query: OTLP deltas can be stored as they are or converted to cumulative, not both")
+	}
+	return nil
+}
+
+func (o *Options) setDefaults() {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.LookbackDelta == 0 {
+		o.LookbackDelta = defaultLookbackDelta
+	}
+	if o.MaxConcurrency == 0 {
+		o.MaxConcurrency = defaultMaxConcurrency
+	}
+	if o.MaxSamples == 0 {
+		o.MaxSamples = defaultMaxSamples
+	}
+	if o.MaxSubscribers == 0 {
+		o.MaxSubscribers = defaultSubscribers
+	}
+	if o.RemoteRead.SampleLimit == 0 {
+		o.RemoteRead.SampleLimit = defaultReadSampleLimit
+	}
+	if o.RemoteRead.ConcurrencyLimit <= 0 {
+		o.RemoteRead.ConcurrencyLimit = defaultReadConcurrencyLimit
+	}
+	if o.RemoteRead.MaxBytesInFrame <= 0 {
+		o.RemoteRead.MaxBytesInFrame = defaultReadMaxBytesInFrame
+	}
+	if o.RemoteWriteMessages == nil {
+		o.RemoteWriteMessages = remoteapi.MessageTypes{remoteapi.WriteV1MessageType, remoteapi.WriteV2MessageType}
+	}
+	if o.CORSOrigin == nil {
+		o.CORSOrigin = regexp.MustCompile("^(?:.*)$")
+	}
+	if o.ExternalURL == nil {
+		o.ExternalURL = &url.URL{Scheme: "http", Host: o.ListenAddress}
+	}
+	if o.Features == nil {
+		o.Features = features.NewRegistry()
+	}
+	if o.Ready == nil {
+		ready := make(chan struct{})
+		close(ready)
+		o.Ready = ready
+	}
+	if o.RuntimeInfo == nil {
+		o.RuntimeInfo = basicRuntimeInfo(time.Now().UTC())
+	}
+}
+
+// Query holds the engine and the handlers built on it.
+type Query struct {
+	o        Options
+	engine   *promql.Engine
+	notes    *notifications.Notifications
+	api      http.Handler
+	federate http.Handler
+	requests *inflight
+
+	// subqueryStep is the evaluation interval in milliseconds: the step of a
+	// subquery that names none.
+	subqueryStep atomic.Int64
+	started      sync.Once
+
+	mtx sync.Mutex
+	// prepared is an opened query log that no apply has taken over yet.
+	prepared *logging.JSONFileLogger
+}
+
+// New builds the engine and the handlers. The engine exists before the store is
+// ready, because rules are built on it; requests are refused until then.
+func New(o Options) (*Query, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	o.setDefaults()
+
+	q := &Query{o: o, requests: newInflight()}
+	q.subqueryStep.Store(time.Duration(promconfig.DefaultGlobalConfig.EvaluationInterval).Milliseconds())
+	tracker, err := activeQueries(o.Dir, o.MaxConcurrency, o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	q.notes = notifications.NewNotifications(o.MaxSubscribers, o.Registerer)
+	select {
+	case <-o.Ready:
+	default:
+		q.notes.AddNotification(notifications.StartingUp)
+	}
+	q.engine = promql.NewEngine(promql.EngineOpts{
+		Logger:                   o.Logger,
+		Reg:                      o.Registerer,
+		MaxSamples:               o.MaxSamples,
+		Timeout:                  o.Timeout,
+		ActiveQueryTracker:       tracker,
+		LookbackDelta:            o.LookbackDelta,
+		NoStepSubqueryIntervalFn: func(int64) int64 { return q.subqueryStep.Load() },
+		// Off in a bare EngineOpts, always on in Prometheus since 2.33.
+		EnableAtModifier:         true,
+		EnableNegativeOffset:     true,
+		EnablePerStepStats:       o.EnablePerStepStats,
+		EnableDelayedNameRemoval: o.EnableDelayedNameRemoval,
+		EnableTypeAndUnitLabels:  o.EnableTypeAndUnitLabels,
+		FeatureRegistry:          o.Features,
+	})
+	q.api = q.newAPI()
+	q.federate = q.newFederate()
+	return q, nil
+}
+
+// activeQueries opens the list of running queries, which names the culprit
+// after a crash. Upstream panics when the file cannot be mapped.
+func activeQueries(dir string, concurrency int, logger *slog.Logger) (t *promql.ActiveQueryTracker, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("open the list of active queries in %s: %v", dir, r)
+		}
+	}()
+	return promql.NewActiveQueryTracker(dir, concurrency, logger), nil
+}
+
+// Engine answers PromQL for other components.
+func (q *Query) Engine() promql.QueryEngine { return q.engine }
+
+// Notifications is the list shown by /api/v1/notifications: the appliance adds
+// what the operator should see, such as a reload that was refused.
+func (q *Query) Notifications() *notifications.Notifications { return q.notes }
+
+// API serves the Prometheus HTTP API, with paths that start with /api/v1/.
+func (q *Query) API() http.Handler { return q.api }
+
+// Federate serves the latest sample of selected local series.
+func (q *Query) Federate() http.Handler { return q.federate }
+
+// Prepare opens the query log and notes the evaluation interval. Nothing
+// changes until apply is called.
+func (q *Query) Prepare(cfg *config.Config) (apply func() error, err error) {
+	global := cfg.Prometheus.GlobalConfig
+	// A typed nil must not become the engine's logger.
+	var next promql.QueryLogger
+	var opened *logging.JSONFileLogger
+	if path := global.QueryLogFile; path != "" {
+		// Opened anew even if the path is the same: that is how it is rotated.
+		opened, err = logging.NewJSONFileLogger(path)
+		if err != nil {
+			return nil, fmt.Errorf("open query_log_file %s: %w", path, err)
+		}
+		next = opened
+	}
+	q.hold(opened)
+	return func() error {
+		q.mtx.Lock()
+		if opened != nil && q.prepared != opened {
+			q.mtx.Unlock()
+			return errors.New("apply the query log: a later configuration was prepared in the meantime")
+		}
+		q.prepared = nil
+		q.mtx.Unlock()
+		q.engine.SetQueryLogger(next)
+		q.subqueryStep.Store(time.Duration(global.EvaluationInterval).Milliseconds())
+		return nil
+	}, nil
+}
+
+// hold remembers an opened log until it is applied, and closes the one from a
+// configuration that was prepared but never applied.
+func (q *Query) hold(l *logging.JSONFileLogger) {
+	q.mtx.Lock()
+	defer q.mtx.Unlock()
+	if q.prepared != nil {
+		if err := q.prepared.Close(); err != nil {
+			q.o.Logger.Warn("a query log that was never used did not close, going on", "err", err)
+		}
+	}
+	q.prepared = l
+}
+
+// Close refuses further requests, waits for those that run and gives back the
+// query log and the list of active queries. Rules must be stopped before.
+func (q *Query) Close() error {
+	if !q.requests.close(closeTimeout) {
+		// The list is mapped memory: unmapping it under a running query would
+		// take the process down, so it is left to the operating system.
+		return fmt.Errorf("close the query engine: requests still run after %s", closeTimeout)
+	}
+	q.hold(nil)
+	q.engine.SetQueryLogger(nil)
+	if err := q.engine.Close(); err != nil {
+		return fmt.Errorf("close the query engine: %w", err)
+	}
+	return nil
+}
+
+// isReady says whether the store answers, and takes back the notification that
+// it does not as soon as it does.
+func (q *Query) isReady() bool {
+	select {
+	case <-q.o.Ready:
+		q.started.Do(func() { q.notes.DeleteNotification(notifications.StartingUp) })
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,209 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/tocsin-io/tocsin/appliance/config"
+)
+
+// reloadable is the part of a component that follows the configuration file.
+type reloadable interface {
+	// Prepare does everything that can fail, and changes nothing.
+	Prepare(*config.Config) (apply func() error, err error)
+}
+
+// prepareFunc makes a reloadable of a function.
+type prepareFunc func(*config.Config) (func() error, error)
+
+func (f prepareFunc) Prepare(c *config.Config) (func() error, error) { return f(c) }
+
+// step is one component in the order in which a configuration is applied.
+type step struct {
+	name string
+	reloadable
+}
+
+// steps are in the order of the data flow backwards: whoever takes something knows the new configuration before
+// whoever hands it over.
+func (a *Appliance) steps() []step {
+	return []step{
+		{"runtime", prepareFunc(a.prepareRuntime)},
+		{"store", a.store},
+		{"query", a.query},
+		{"alert", a.alert},
+		{"scrape", a.scrape},
+		{"federate", a.federate},
+		{"evaluate", a.evaluate},
+		{"tracing", prepareFunc(a.prepareTracing)},
+	}
+}
+
+type reloadMetrics struct {
+	success, successTime prometheus.Gauge
+	failures             *prometheus.CounterVec
+}
+
+func newReloadMetrics(reg prometheus.Registerer) reloadMetrics {
+	f := promauto.With(reg)
+	return reloadMetrics{
+		success: f.NewGauge(prometheus.GaugeOpts{
+			Name: "prometheus_config_last_reload_successful",
+			Help: "Whether the last configuration reload attempt was successful.",
+		}),
+		successTime: f.NewGauge(prometheus.GaugeOpts{
+			Name: "prometheus_config_last_reload_success_timestamp_seconds",
+			Help: "Timestamp of the last successful configuration reload.",
+		}),
+		failures: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "tocsin_config_reload_failures_total",
+			Help: "Configurations that were refused, by what refused them: load (the file), immutable (a field that needs a restart), prepare (a component; nothing changed), apply (a component failed after the others had changed).",
+		}, []string{"phase"}),
+	}
+}
+
+// errNotReady says that there is nothing yet that could be replaced.
+var errNotReady = errors.New("the first configuration is not applied yet: wait until /-/ready answers 200, then reload again")
+
+// Reload reads the configuration file anew and applies it whole or not at all. Its error says what was wrong and that
+// nothing changed; it is logged and counted here, so that a caller only passes it on.
+func (a *Appliance) Reload(context.Context) error {
+	select {
+	case <-a.configured:
+	default:
+		return errNotReady
+	}
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	if a.stopping.Load() {
+		return errors.New("the process is stopping")
+	}
+	start := time.Now()
+	phase, err := a.reload()
+	if err != nil {
+		a.refused(phase, err)
+		return err
+	}
+	a.accepted()
+	a.logger.Info("configuration reloaded", "file", a.Config().Path, "took", time.Since(start).Round(time.Millisecond))
+	return nil
+}
+
+func (a *Appliance) reload() (phase string, err error) {
+	next, err := a.opts.load(a.self)
+	if err != nil {
+		return "load", fmt.Errorf("the configuration is refused, nothing has changed:\n%w", err)
+	}
+	if err := config.Immutable(a.Config(), next); err != nil {
+		return "immutable", fmt.Errorf("the configuration is refused, nothing has changed: %w", err)
+	}
+	apply, err := a.prepareAll(next)
+	if err != nil {
+		return "prepare", fmt.Errorf("the configuration is refused, nothing has changed: %w", err)
+	}
+	if err := apply(); err != nil {
+		return "apply", fmt.Errorf("the configuration is applied only in part; correct it and reload, or restart: %w", err)
+	}
+	return "", nil
+}
+
+// prepareAll is the first phase: everything that can fail, of all components. The second phase is what it returns.
+func (a *Appliance) prepareAll(cfg *config.Config) (apply func() error, err error) {
+	var applies []func() error
+	var errs []error
+	for _, s := range a.steps() {
+		apply, err := s.Prepare(cfg)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
+			continue
+		}
+		applies = append(applies, func() error {
+			if err := apply(); err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+			return nil
+		})
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	return func() error {
+		// The components read it from here, so it is in force before the first of them switches over.
+		a.config.Store(cfg)
+		var errs []error
+		for _, apply := range applies {
+			errs = append(errs, apply())
+		}
+		return errors.Join(errs...)
+	}, nil
+}
+
+func (a *Appliance) refused(phase string, err error) {
+	a.reloads.success.Set(0)
+	a.reloads.failures.WithLabelValues(phase).Inc()
+	a.alert.ConfigRefused()
+	a.lastReload.Store(&reloadResult{at: time.Now(), err: err})
+	a.logger.Error("configuration refused", "file", a.opts.ConfigFile, "phase", phase, "err", err)
+}
+
+func (a *Appliance) accepted() {
+	a.reloads.success.Set(1)
+	a.reloads.successTime.SetToCurrentTime()
+	a.lastReload.Store(&reloadResult{at: time.Now()})
+}
+
+// keepConfigured applies the configuration that New has read as soon as the store can take samples, and opens the
+// gate for what waits for it.
+func (a *Appliance) keepConfigured(ctx context.Context) error {
+	select {
+	case <-a.store.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	apply, err := a.prepareAll(a.Config())
+	if err != nil {
+		return fmt.Errorf("prepare the first configuration: %w", err)
+	}
+	if err := apply(); err != nil {
+		return fmt.Errorf("apply the first configuration: %w", err)
+	}
+	a.accepted()
+	close(a.configured)
+	a.logReady()
+	<-ctx.Done()
+	// A reload that is under way finishes before anything of it stops.
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	return nil
+}
+
+// prepareRuntime follows runtime.gogc, as upstream's main does.
+func (a *Appliance) prepareRuntime(cfg *config.Config) (func() error, error) {
+	return func() error {
+		percent := cfg.Prometheus.Runtime.GoGC
+		debug.SetGCPercent(percent)
+		shown := "off"
+		if percent >= 0 {
+			shown = strconv.Itoa(percent)
+		}
+		// Upstream's runtime information shows this variable.
+		return os.Setenv("GOGC", shown)
+	}, nil
+}
+
+func (a *Appliance) prepareTracing(cfg *config.Config) (func() error, error) {
+	return func() error {
+		if err := a.tracing.ApplyConfig(cfg.Prometheus); err != nil {
+			return fmt.Errorf("apply the tracing section: %w", err)
+		}
+		return nil
+	}, nil
+}

@@ -1,0 +1,142 @@
+// Package scrape pulls samples from targets.
+//
+// It owns service discovery, the scrape pools, and the measuring of the machine that the replica runs on. Target
+// groups enter from every service discovery that Prometheus has; samples leave through the Appendable that it is
+// handed. It never opens the store, and what a target may cost in bytes, series and labels is bounded by the limits of
+// its scrape configuration, which the built-in configuration sets.
+package scrape
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	commonconfig "github.com/prometheus/common/config"
+	promconfig "github.com/prometheus/prometheus/config"
+	"github.com/prometheus/prometheus/discovery"
+	"github.com/prometheus/prometheus/scrape"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/util/logging"
+
+	"github.com/tocsin-io/tocsin/appliance/config"
+)
+
+// Options are what scraping needs. Logger, Registerer, SDMetrics and Appendable are mandatory.
+type Options struct {
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	// SDMetrics are the process's service discovery metrics, shared with the discovery of Alertmanagers.
+	SDMetrics map[string]discovery.DiscovererMetrics
+	// Appendable takes the samples. It must be ready before Run.
+	Appendable storage.Appendable
+	// Manager are upstream's own options, for its feature flags.
+	Manager scrape.Options
+}
+
+// Scrape is service discovery with the scrape pools behind it.
+type Scrape struct {
+	logger    *slog.Logger
+	discovery *discovery.Manager
+	manager   *scrape.Manager
+	host      http.Handler
+
+	cancel context.CancelFunc
+	once   sync.Once
+	jobs   sync.WaitGroup
+}
+
+// New discovers and scrapes nothing yet. Close it when Run never ran.
+func New(opts Options) (*Scrape, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Scrape{logger: opts.Logger, cancel: cancel}
+	var err error
+	if s.host, err = newHostMetrics(opts.Logger.With("component", "host metrics")); err != nil {
+		cancel()
+		return nil, err
+	}
+	s.discovery = discovery.NewManager(ctx, opts.Logger.With("component", "discovery manager scrape"), opts.Registerer,
+		opts.SDMetrics, discovery.Name("scrape"))
+	if s.discovery == nil {
+		cancel()
+		return nil, errors.New("create the discovery of targets: its metrics are registered already")
+	}
+	if s.manager, err = scrape.NewManager(&opts.Manager, opts.Logger.With("component", "scrape manager"),
+		logging.NewJSONFileLogger, opts.Appendable, opts.Registerer); err != nil {
+		cancel()
+		return nil, fmt.Errorf("create the scrape manager: %w", err)
+	}
+	return s, nil
+}
+
+// Manager is upstream's, for the targets API.
+func (s *Scrape) Manager() *scrape.Manager { return s.manager }
+
+// HostMetrics serves this machine's metrics under node_exporter's names.
+func (s *Scrape) HostMetrics() http.Handler { return s.host }
+
+// Run discovers and scrapes until ctx ends. When it returns, no scrape is under way and none will append.
+func (s *Scrape) Run(ctx context.Context) error {
+	// Its only error is that its context ended.
+	s.jobs.Go(func() { _ = s.discovery.Run() })
+	s.jobs.Go(func() {
+		<-ctx.Done()
+		// The manager's pools append their last samples before Stop returns.
+		s.manager.Stop()
+	})
+	err := s.manager.Run(s.discovery.SyncCh())
+	s.Close()
+	if err != nil {
+		return fmt.Errorf("scrape: %w", err)
+	}
+	return nil
+}
+
+// Close ends discovery. It is harmless to call it twice, and after Run.
+func (s *Scrape) Close() {
+	s.once.Do(func() {
+		s.cancel()
+		s.jobs.Wait()
+	})
+}
+
+// Prepare proves that a client for every job can be built and every failure log opened, and changes nothing. Jobs
+// that the new configuration leaves as they are go on scraping while the rest switches over.
+func (s *Scrape) Prepare(cfg *config.Config) (apply func() error, err error) {
+	sd := map[string]discovery.Configs{}
+	for _, job := range cfg.ScrapeConfigs {
+		if err := dryRun(job); err != nil {
+			return nil, fmt.Errorf("prepare scrape job %q: %w", job.JobName, err)
+		}
+		sd[job.JobName] = job.ServiceDiscoveryConfigs
+	}
+	return func() error {
+		// The manager first: it must know a job before its first targets arrive.
+		if err := s.manager.ApplyConfig(cfg.Prometheus); err != nil {
+			return fmt.Errorf("apply the scrape jobs: %w", err)
+		}
+		if err := s.discovery.ApplyConfig(sd); err != nil {
+			return fmt.Errorf("apply the service discovery of the scrape jobs: %w", err)
+		}
+		return nil
+	}, nil
+}
+
+// dryRun does what upstream does when it applies a job and what can fail there.
+func dryRun(job *promconfig.ScrapeConfig) error {
+	if _, err := commonconfig.NewClientFromConfig(job.HTTPClientConfig, job.JobName); err != nil {
+		return fmt.Errorf("build its HTTP client: %w", err)
+	}
+	if job.ScrapeFailureLogFile == "" {
+		return nil
+	}
+	f, err := os.OpenFile(job.ScrapeFailureLogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	if err != nil {
+		return fmt.Errorf("open its scrape_failure_log_file: %w", err)
+	}
+	return f.Close()
+}

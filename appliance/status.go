@@ -1,0 +1,123 @@
+package appliance
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/prometheus/rules"
+	"github.com/prometheus/prometheus/scrape"
+
+	"github.com/tocsin-io/tocsin/web"
+)
+
+// maxListed bounds each list on the status page: it is for a first look, and the APIs have everything.
+const maxListed = 100
+
+// summaryTimeout bounds the counting of alerts and silences for the page.
+const summaryTimeout = 2 * time.Second
+
+// status is what the page at / shows.
+func (a *Appliance) status() web.Status {
+	cfg := a.Config()
+	s := web.Status{
+		Replica: cfg.Replica.Name,
+		Zone:    cfg.Replica.Zone,
+		Version: a.opts.Version.Version,
+		Started: a.started,
+		Targets: a.targetStatus(),
+		Config:  web.ConfigStatus{Path: cfg.Path},
+	}
+	if last := a.lastReload.Load(); last != nil {
+		s.Config.LastReload = last.at
+		if last.err != nil {
+			s.Config.Error = last.err.Error()
+		}
+	}
+	a.ruleStatus(&s)
+	a.storageStatus(&s)
+	ctx, cancel := context.WithTimeout(context.Background(), summaryTimeout)
+	defer cancel()
+	summary, err := a.alert.Summary(ctx)
+	if err != nil {
+		s.Problems = append(s.Problems, fmt.Sprintf("The Alertmanager does not answer: %v.", err))
+	}
+	s.Silences = summary.Silences
+	return s
+}
+
+func (a *Appliance) targetStatus() web.TargetStatus {
+	var s web.TargetStatus
+	for pool, ts := range (targets{a}).TargetsActive() {
+		for _, t := range ts {
+			switch t.Health() {
+			case scrape.HealthGood:
+				s.Up++
+			case scrape.HealthBad:
+				s.Down++
+				d := web.DownTarget{Job: pool, URL: t.URL().Redacted(), LastScrape: t.LastScrape()}
+				if err := t.LastError(); err != nil {
+					d.Error = err.Error()
+				}
+				s.DownTargets = append(s.DownTargets, d)
+			default:
+				s.Unknown++
+			}
+		}
+	}
+	slices.SortFunc(s.DownTargets, func(x, y web.DownTarget) int {
+		return cmp.Or(cmp.Compare(x.Job, y.Job), cmp.Compare(x.URL, y.URL))
+	})
+	s.DownTargets = s.DownTargets[:min(len(s.DownTargets), maxListed)]
+	return s
+}
+
+func (a *Appliance) ruleStatus(s *web.Status) {
+	for _, g := range a.evaluate.Manager().RuleGroups() {
+		s.Rules.Groups++
+		for _, r := range g.Rules() {
+			s.Rules.Rules++
+			if err := r.LastError(); err != nil {
+				s.Rules.Failing++
+				s.Rules.Problems = append(s.Rules.Problems, fmt.Sprintf("%s in group %s: %v", r.Name(), g.Name(), err))
+			}
+			if ar, ok := r.(*rules.AlertingRule); ok {
+				for _, al := range ar.ActiveAlerts() {
+					s.Alerts = append(s.Alerts, web.AlertStatus{
+						Name: ar.Name(), State: al.State.String(), Severity: al.Labels.Get("severity"),
+						Labels: al.Labels.String(), Summary: al.Annotations.Get("summary"), Since: al.ActiveAt,
+					})
+				}
+			}
+		}
+	}
+	// "firing" sorts before "pending", and that is what one wants to see first.
+	slices.SortFunc(s.Alerts, func(x, y web.AlertStatus) int {
+		return cmp.Or(cmp.Compare(x.State, y.State), x.Since.Compare(y.Since), cmp.Compare(x.Labels, y.Labels))
+	})
+	s.Alerts = s.Alerts[:min(len(s.Alerts), maxListed)]
+	s.Rules.Problems = s.Rules.Problems[:min(len(s.Rules.Problems), maxListed)]
+}
+
+func (a *Appliance) storageStatus(s *web.Status) {
+	const series, blocks, wal, chunks = "prometheus_tsdb_head_series", "prometheus_tsdb_storage_blocks_bytes",
+		"prometheus_tsdb_wal_storage_size_bytes", "prometheus_tsdb_head_chunks_storage_size_bytes"
+	s.Storage.Dir, s.Storage.Retention = a.opts.StoragePath, a.retention()
+	values, err := a.gather(series, blocks, wal, chunks)
+	if err != nil {
+		s.Problems = append(s.Problems, fmt.Sprintf("This replica cannot read its own metrics: %v.", err))
+		return
+	}
+	s.Storage.Series = uint64(values[series])
+	s.Storage.UsedBytes = int64(values[blocks] + values[wal] + values[chunks])
+	if t, err := a.store.StartTime(); err == nil {
+		s.Storage.Oldest = time.UnixMilli(t)
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(a.opts.StoragePath, &fs); err == nil {
+		s.Storage.FreeBytes = int64(fs.Bavail) * int64(fs.Bsize)
+	}
+}

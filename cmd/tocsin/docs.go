@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// docsCmd prints the manuals that docs/ holds, so that a test can compare them.
+type docsCmd struct {
+	Manual string `arg:"" enum:"cli,config" help:"cli or config."`
+}
+
+// Run prints the manual.
+func (c *docsCmd) Run(k *kong.Context, w io.Writer) error {
+	text := manual()
+	if c.Manual == "cli" {
+		text = cliManual(k.Model)
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// cliManual renders the grammar as Markdown.
+func cliManual(app *kong.Application) string {
+	var b strings.Builder
+	b.WriteString("# Command line\n\nGenerated from the program by `make docs`. Do not edit.\n\n" + app.Help + "\n")
+	b.WriteString("\nFlags hold what needs a restart; what can be reloaded is in the configuration file (see\n" +
+		"[configuration.md](configuration.md)); nothing is in both. Flags bear Prometheus's names with their meaning;\n" +
+		"Alertmanager's carry the prefix `alertmanager.`.\n\n" +
+		"Exit codes: 0 done, 1 it did not work, 2 the command line or the configuration is wrong.\n")
+	for _, cmd := range app.Children {
+		if cmd.Hidden {
+			continue
+		}
+		fmt.Fprintf(&b, "\n## tocsin %s\n\n%s\n", cmd.Summary(), cmd.Help)
+		var rows []string
+		for _, f := range cmd.Flags {
+			if f.Hidden || f.Name == "help" {
+				continue
+			}
+			name := f.Name
+			if f.Negated {
+				name = "[no-]" + name
+			}
+			def := ""
+			if f.HasDefault {
+				def = "`" + f.Default + "`"
+			}
+			rows = append(rows, fmt.Sprintf("| `--%s` | %s | %s |\n", name, def, strings.ReplaceAll(f.Help, "|", "\\|")))
+		}
+		if len(rows) > 0 {
+			b.WriteString("\n| Flag | Default | Meaning |\n|---|---|---|\n" + strings.Join(rows, ""))
+		}
+	}
+	return b.String()
+}
+
+// flagValues are the values of the flags of the command that runs, for /api/v1/status/flags.
+func flagValues(k *kong.Context) map[string]string {
+	values := map[string]string{}
+	for _, f := range k.Selected().Flags {
+		values[f.Name] = fmt.Sprint(f.Target.Interface())
+	}
+	return values
+}

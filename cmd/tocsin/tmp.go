@@ -1,0 +1,3 @@
+package main
+
+func manual() string { return "" }
