@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"path"
 	"slices"
 	"strings"
 
@@ -243,10 +244,23 @@ func writeText(rw http.ResponseWriter, code int, text string) {
 	_, _ = rw.Write([]byte(text)) // the client may be gone
 }
 
-// hardened keeps browsers from guessing types.
+// hardened keeps browsers from guessing types, and paths like /a//b from the
+// mux, which would redirect to where a proxy that strips a prefix has nothing.
 func hardened(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("X-Content-Type-Options", "nosniff")
+		if !isClean(r.URL.Path) {
+			notFound(rw, r)
+			return
+		}
 		next.ServeHTTP(rw, r)
 	})
+}
+
+func isClean(p string) bool {
+	if p == "*" { // OPTIONS *
+		return false
+	}
+	clean := path.Clean(p)
+	return p == clean || clean != "/" && p == clean+"/"
 }

@@ -184,7 +184,7 @@ func New(opts Options) (*Alert, error) {
 		Silences:        a.silences,
 		GroupMutedFunc:  a.groups.Muted,
 		Peer:            peer,
-		Logger:          logger.With("component", "alertmanager api"),
+		Logger:          logger,
 		Registry:        reg,
 		RequestDuration: a.metrics.requestDuration,
 		GroupFunc: func(ctx context.Context, routes func(*dispatch.Route) bool, alerts func(*alert.Alert, time.Time) bool) (dispatch.AlertGroups, map[model.Fingerprint][]string, error) {
@@ -197,7 +197,7 @@ func New(opts Options) (*Alert, error) {
 	a.handler = a.api.Register(route.New(), "/")
 	a.pipelines = notify.NewPipelineBuilder(reg, flags, a.recorder)
 	a.dispatch = dispatch.NewDispatcherMetrics(false, reg, flags)
-	a.tracing = tracing.NewManager(logger.With("component", "tracing"))
+	a.tracing = tracing.NewManager(logger)
 	a.coord = amconfig.NewCoordinator("", reg, logger)
 	a.coord.Subscribe(a.switchOver)
 	if err := a.newDelivery(); err != nil {

@@ -40,10 +40,10 @@ func (a *Alert) newDelivery() error {
 	if o.QueueCapacity == 0 {
 		o.QueueCapacity = defaultQueueCapacity
 	}
-	a.notifier = notifier.NewManager(o, a.opts.NameValidationScheme, a.logger.With("component", "notifier"))
+	a.notifier = notifier.NewManager(o, a.opts.NameValidationScheme, a.logger)
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stopSD = cancel
-	a.discovery = discovery.NewManager(ctx, a.logger.With("component", "discovery manager notify"), a.opts.Registerer,
+	a.discovery = discovery.NewManager(ctx, a.logger, a.opts.Registerer,
 		a.opts.SDMetrics, discovery.Name("notify"))
 	if a.discovery == nil {
 		cancel()

@@ -94,7 +94,7 @@ func replayRecords(r io.Reader, merge func([]byte) error) (good int64, err error
 		if size > maxRecord {
 			return good, fmt.Errorf("a record claims %d bytes", size)
 		}
-		payload := make([]byte, size)
+		payload := make([]byte, size) // At most maxRecord, and a file can claim that only once: the next read fails.
 		if _, err := io.ReadFull(br, payload); err != nil {
 			return good, fmt.Errorf("read a record of %d bytes: %w", size, err)
 		}

@@ -17,7 +17,7 @@ const maxLogged = 20
 type logNotifier struct{ logger *slog.Logger }
 
 func newLogIntegration(logger *slog.Logger, receiver string) notify.Integration {
-	n := logNotifier{logger: logger.With("component", "log receiver", "receiver", receiver)}
+	n := logNotifier{logger: logger.With("receiver", receiver)}
 	return notify.NewIntegration(n, n, "log", 0, receiver)
 }
 

@@ -106,7 +106,7 @@ func (a *Alert) switchOver(conf *amconfig.Config) error {
 	}
 	pipeline := a.pipelines.New(p.receivers, a.wait, inhibitor, a.silencer, p.intervals, a.groups, a.log, peer)
 	dispatcher := dispatch.NewDispatcher(a.alerts, p.routes, pipeline, a.groups, a.timeout, groupMaintenanceInterval, nil,
-		a.logger.With("component", "dispatcher"), a.recorder, a.dispatch, p.templates)
+		a.logger, a.recorder, a.dispatch, p.templates)
 	a.metrics.receivers.Set(float64(len(p.receivers)))
 	a.metrics.integrations.Set(float64(p.integrations))
 	a.metrics.inhibitRules.Set(float64(len(conf.InhibitRules)))

@@ -15,7 +15,7 @@ func (a *Alert) openState() error {
 	a.log, err = nflog.New(nflog.Options{
 		SnapshotFile: a.logFile(),
 		Retention:    a.opts.Retention,
-		Logger:       a.logger.With("component", "nflog"),
+		Logger:       a.logger,
 		Metrics:      a.opts.Registerer,
 	})
 	if err := a.setAside(a.logFile(), a.log != nil, err); err != nil {
@@ -26,7 +26,7 @@ func (a *Alert) openState() error {
 		Retention:    a.opts.Retention,
 		// No limit, as in a stock Alertmanager.
 		Limits:        silence.Limits{MaxSilences: func() int { return 0 }, MaxSilenceSizeBytes: func() int { return 0 }},
-		Logger:        a.logger.With("component", "silences"),
+		Logger:        a.logger,
 		Metrics:       a.opts.Registerer,
 		EventRecorder: a.recorder,
 	})

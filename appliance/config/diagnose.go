@@ -71,7 +71,7 @@ func (d *diagnosis) leaveOut(n *yaml.Node, hurts bool) {
 // the section's own nodes.
 func (d *diagnosis) piece(root *yaml.Node) {
 	for !d.exhausted() {
-		err, origins := d.try(root, nil)
+		origins, err := d.try(root, nil)
 		if err == nil {
 			return
 		}
@@ -119,13 +119,13 @@ func (d *diagnosis) outermost(n *yaml.Node) *yaml.Node {
 }
 
 // try loads a piece without what is left out and without more.
-func (d *diagnosis) try(root *yaml.Node, more map[*yaml.Node]bool) (err error, origins map[int][]*yaml.Node) {
+func (d *diagnosis) try(root *yaml.Node, more map[*yaml.Node]bool) (map[int][]*yaml.Node, error) {
 	d.loads++
 	text, origins, err := render(root, func(n *yaml.Node) bool { return d.skip[n] || more[n] })
 	if err != nil {
-		return err, nil
+		return nil, err
 	}
-	return guard(d.load, text), origins
+	return origins, guard(d.load, text)
 }
 
 func guard(load func(string) error, text string) (err error) {
@@ -161,7 +161,7 @@ func (d *diagnosis) guilty(root, parent *yaml.Node, err error, hints []string) *
 			for _, k := range kids[mid:] {
 				more[k] = true
 			}
-			if e, _ := d.try(root, more); e != nil && e.Error() == err.Error() {
+			if _, e := d.try(root, more); e != nil && e.Error() == err.Error() {
 				hi = mid
 			} else {
 				lo = mid
@@ -175,7 +175,7 @@ func (d *diagnosis) guilty(root, parent *yaml.Node, err error, hints []string) *
 		if d.exhausted() {
 			break
 		}
-		e, _ := d.try(root, map[*yaml.Node]bool{k: true})
+		_, e := d.try(root, map[*yaml.Node]bool{k: true})
 		if e != nil && e.Error() == err.Error() {
 			continue
 		}
@@ -206,7 +206,7 @@ func (d *diagnosis) required(root, k *yaml.Node, kids []*yaml.Node, err error) b
 		if other == k || d.exhausted() {
 			continue
 		}
-		if e, _ := d.try(root, map[*yaml.Node]bool{k: true, other: true}); e == nil || e.Error() != err.Error() {
+		if _, e := d.try(root, map[*yaml.Node]bool{k: true, other: true}); e == nil || e.Error() != err.Error() {
 			return false
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -204,10 +205,11 @@ func parse(text []byte) (root *yaml.Node, err error) {
 		if errors.Is(err, io.EOF) {
 			return nil, nil
 		}
-		return nil, err
+		return nil, withLine(err, text)
 	}
-	if err := dec.Decode(&yaml.Node{}); !errors.Is(err, io.EOF) {
-		return nil, errors.New("more than one YAML document; everything after the first --- would be ignored")
+	var second yaml.Node
+	if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("line %d: a second YAML document begins here; it would be ignored", max(second.Line, 1))
 	}
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) == 0 {
 		return nil, nil
@@ -218,6 +220,23 @@ func parse(text []byte) (root *yaml.Node, err error) {
 		return nil, err
 	}
 	return root, nil
+}
+
+// withLine adds the line to two errors that come without.
+func withLine(err error, text []byte) error {
+	at := -1
+	msg := strings.TrimPrefix(err.Error(), "yaml: ")
+	if anchor, ok := strings.CutPrefix(msg, "unknown anchor '"); ok {
+		anchor, _, _ = strings.Cut(anchor, "'")
+		at = bytes.Index(text, []byte("*"+anchor))
+	}
+	if msg == "control characters are not allowed" {
+		at = bytes.IndexFunc(text, func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' })
+	}
+	if at < 0 {
+		return err
+	}
+	return fmt.Errorf("line %d: %s", 1+bytes.Count(text[:at], []byte("\n")), msg)
 }
 
 // expander copies a tree, putting what an alias stands for in its place, so

@@ -69,7 +69,7 @@ func New(opts Options) (*Evaluate, error) {
 		Context:                ctx,
 		ExternalURL:            opts.ExternalURL,
 		Registerer:             opts.Registerer,
-		Logger:                 opts.Logger.With("component", "rule manager"),
+		Logger:                 opts.Logger,
 		OutageTolerance:        opts.OutageTolerance,
 		ForGracePeriod:         opts.ForGracePeriod,
 		ResendDelay:            opts.ResendDelay,

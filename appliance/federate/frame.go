@@ -14,6 +14,7 @@ import (
 // of bounded size that a parser takes as an exposition of their own: memory
 // stays small, and reading stops as soon as a limit is passed.
 const (
+	firstPieceBytes  = 32 << 10 // of text; it grows for long lines only
 	pieceBytes       = 256 << 10
 	maxMetricBytes   = 256 << 10 // one protobuf metric; one line of text is bounded by pieceBytes
 	maxPieceMetrics  = 1000
@@ -46,9 +47,9 @@ func openMetricsFrames(r io.Reader, emit func([]byte) error) error {
 
 func frameLines(r io.Reader, emit func([]byte) error, end []byte) error {
 	var (
-		buf      = make([]byte, pieceBytes)
+		buf      = make([]byte, firstPieceBytes)
 		have     int
-		piece    = make([]byte, 0, pieceBytes+maxTypeLineBytes+16)
+		piece    []byte
 		typeLine []byte
 	)
 	for {
@@ -62,7 +63,11 @@ func frameLines(r io.Reader, emit func([]byte) error, end []byte) error {
 		if last {
 			cut = have
 		} else if cut == 0 {
-			return errLineTooLong
+			if len(buf) >= pieceBytes {
+				return errLineTooLong
+			}
+			buf = append(buf, make([]byte, len(buf))...)
+			continue
 		}
 		lines := buf[:cut]
 		if last && end != nil {

@@ -114,6 +114,7 @@ type bench struct {
 func newBench(t testing.TB) *bench {
 	t.Helper()
 	opts := tsdb.DefaultOptions()
+	opts.StripeSize = 64 // cheap to open
 	opts.OutOfOrderTimeWindow = (2 * time.Hour).Milliseconds()
 	db, err := tsdb.Open(t.TempDir(), slog.New(slog.DiscardHandler), nil, opts, nil)
 	if err != nil {

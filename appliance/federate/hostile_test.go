@@ -76,7 +76,7 @@ func TestHostileUpstreams(t *testing.T) {
 	}{
 		"endless body": {
 			serve: endless(textType, &written, func(b []byte, _ int) []byte { return append(b, "# nothing at all in this line\n"...) }),
-			want:  []string{"larger than 52428800 bytes (body_size_limit)"}, memory: 8 << 20,
+			want:  []string{"larger than 4194304 bytes (body_size_limit)"}, memory: 8 << 20,
 		},
 		"endless line": {
 			serve: endless(textType, &written, func(b []byte, _ int) []byte { return append(b, "aaaaaaaaaaaaaaaa"...) }),
@@ -99,15 +99,15 @@ func TestHostileUpstreams(t *testing.T) {
 				}
 			},
 			change: func(c *config.Upstream) { c.Metrics[0].Labels = []string{"id"} },
-			want:   []string{"more than 50000 samples (sample_limit)"}, memory: 128 << 20,
+			want:   []string{"more than 10000 samples (sample_limit)"}, memory: 32 << 20,
 		},
 		"10 million unlisted series": {
 			serve: endless(textType, &written, func(b []byte, i int) []byte { return fmt.Appendf(b, "x%d 1\n", i) }),
-			want:  []string{"more than 50000 samples (sample_limit)"}, memory: 64 << 20,
+			want:  []string{"more than 10000 samples (sample_limit)"}, memory: 32 << 20,
 		},
 		"gzip bomb": {
-			serve: zipped(textType, zip(t, 256<<20, "# nothing at all, all day long.\n")),
-			want:  []string{"larger than 52428800 bytes (body_size_limit)"}, memory: 64 << 20,
+			serve: zipped(textType, zip(t, 64<<20, "# nothing at all, all day long.\n")),
+			want:  []string{"larger than 4194304 bytes (body_size_limit)"}, memory: 16 << 20,
 		},
 		"endless empty gzip members": {
 			serve: func() http.HandlerFunc {
@@ -122,9 +122,11 @@ func TestHostileUpstreams(t *testing.T) {
 		},
 		// Small on the wire, so that no connection ends it when the time is up.
 		"gzip bomb that is slow to parse": {
-			serve:  zipped(textType, zip(t, 64<<20, "\n")),
-			change: func(c *config.Upstream) { c.Timeout = model.Duration(200 * time.Millisecond) },
-			want:   []string{"no complete answer within 200ms"}, memory: 64 << 20,
+			serve: zipped(textType, zip(t, 64<<20, "\n")),
+			change: func(c *config.Upstream) {
+				c.Timeout, c.BodySizeLimit = model.Duration(200*time.Millisecond), 256<<20
+			},
+			want: []string{"no complete answer within 200ms"}, memory: 64 << 20,
 		},
 		"no gzip": {
 			serve: zipped(textType, []byte("a 1\n")),
@@ -144,9 +146,8 @@ func TestHostileUpstreams(t *testing.T) {
 		// The protobuf parser recurses once per empty family: this ends the
 		// process where it is given as it is.
 		"empty protobuf families": {
-			serve:  zipped(protobufType, zip(t, 40<<20, "\x00")),
-			change: func(c *config.Upstream) { c.BodySizeLimit = 32 << 20 },
-			want:   []string{"larger than 33554432 bytes"}, memory: 64 << 20,
+			serve: zipped(protobufType, zip(t, 8<<20, "\x00")),
+			want:  []string{"larger than 4194304 bytes"}, memory: 16 << 20,
 		},
 		"protobuf family without end": {
 			serve: endless(protobufType, &written, func(b []byte, i int) []byte {
@@ -155,7 +156,7 @@ func TestHostileUpstreams(t *testing.T) {
 				}
 				return append(b, 0x12, 1, 'h') // help, again and again
 			}),
-			want: []string{"larger than 52428800 bytes"}, memory: 8 << 20,
+			want: []string{"larger than 4194304 bytes"}, memory: 8 << 20,
 		},
 		"protobuf nonsense": {serve: body(protobufType, bytes.Repeat([]byte{0xff}, 1000)), want: []string{"not valid protobuf"}},
 		"protobuf huge metric": {
@@ -246,6 +247,7 @@ func TestHostileUpstreams(t *testing.T) {
 			bad := newServer(t, text("a 1"))
 			b := newBench(t)
 			c := section(t, "bad", bad.URL, allow(t, "a", "job"))
+			c.BodySizeLimit, c.SampleLimit = 4<<20, 10_000
 			if tc.change != nil {
 				tc.change(c)
 			}

@@ -2,6 +2,7 @@ package query
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -16,6 +17,7 @@ import (
 	"github.com/prometheus/prometheus/rules"
 	"github.com/prometheus/prometheus/scrape"
 	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/util/httputil"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
 )
@@ -95,7 +97,7 @@ func (q *Query) newAPI() http.Handler {
 		o.LookbackDelta,
 		o.EnableTypeAndUnitLabels,
 		o.AppendMetadata,
-		nil, // upstream's mapping of errors to status codes
+		notReadyIsUnavailable,
 		o.Features,
 	)
 	router := route.New().WithInstrumentation(notePattern)
@@ -121,9 +123,11 @@ func (q *Query) newAPI() http.Handler {
 		var pattern string
 		inner := r.WithContext(context.WithValue(ctx, patternKey{}, &pattern))
 		defer func() { r.Pattern = apiPrefix + pattern }()
-		if !q.admit(rw, inner) {
+		release, ok := q.admit(rw, inner)
+		if !ok {
 			return
 		}
+		defer release()
 		handler.ServeHTTP(rw, inner)
 	})
 }
@@ -167,6 +171,13 @@ func (q *Query) whenReady(next http.HandlerFunc) http.HandlerFunc {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = fmt.Fprint(w, "Service Unavailable") // the client may be gone
 	}
+}
+
+// notReadyIsUnavailable is upstream's mapping but for a store that has not been
+// opened yet: that passes, so it is not the server's error. Upstream's type for
+// the error's number has no name outside its package.
+func notReadyIsUnavailable[num any](_ num, err error) (code int, override bool) {
+	return http.StatusServiceUnavailable, errors.Is(err, tsdb.ErrNotReady)
 }
 
 func (q *Query) rules() v1.RulesRetriever {

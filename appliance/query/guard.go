@@ -1,16 +1,12 @@
 package query
 
 import (
-	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/prometheus/promql/parser"
 )
 
@@ -19,20 +15,19 @@ import (
 // down with a few bytes.
 const (
 	maxFormBytes = 10 << 20
-	// maxWriteBytes is upstream's limit for a decoded remote write request, used
-	// for OTLP as well.
-	maxWriteBytes = 32 << 20
-	// maxReadBytes is ample: a remote read request holds matchers only.
-	maxReadBytes = 1 << 20
 	// maxQueryBytes is the longest expression.
 	maxQueryBytes = 1 << 20
 	// maxQueryDepth bounds the nesting of an expression and maxQueryOperators
-	// its chains of operators. Both become recursion in the parser's tree, and a
-	// Go stack that outgrows its limit ends the process, not the request.
-	maxQueryDepth     = 500
-	maxQueryOperators = 10_000
-	// maxIngesting is how many pushes are decoded at the same time.
-	maxIngesting = 64
+	// its chains of operators and ranges. Both become recursion over the parser's
+	// tree, and a Go stack that outgrows its limit ends the process, not the
+	// request. Printing takes the cube of it, and nothing can stop it: a chain of
+	// 9,000 keeps a core busy for minutes, hence maxPrintOperators.
+	maxQueryDepth     = 250
+	maxQueryOperators = 5_000
+	maxPrintOperators = 500
+	// maxIngesting is how many pushes and remote reads are decoded at the same
+	// time.
+	maxIngesting = 16
 )
 
 // refusal is a request that is not passed on, and what to say about it.
@@ -49,41 +44,44 @@ func refuse(code int, format string, args ...any) error {
 }
 
 // admit bounds the request and says whether it goes on to upstream's handler;
-// if not, it has answered.
-func (q *Query) admit(w http.ResponseWriter, r *http.Request) bool {
-	err := bound(w, r)
+// if not, it has answered. Release is called when the handler has returned.
+func (q *Query) admit(w http.ResponseWriter, r *http.Request) (release func(), ok bool) {
+	release, err := q.bound(w, r)
 	if err == nil {
-		return true
+		return release, true
 	}
 	var ref *refusal
 	if !errors.As(err, &ref) {
 		ref = &refusal{code: http.StatusBadRequest, typ: errBadData, text: err.Error()}
 	}
 	writeError(w, ref.code, ref.typ, ref.text)
-	return false
+	return nil, false
 }
 
 // bound replaces the body by one that ends, and reads the form where there is
 // one: upstream ignores the error of a form that it cannot read and goes on with
 // what it has.
-func bound(w http.ResponseWriter, r *http.Request) error {
-	switch strings.TrimPrefix(r.URL.Path, apiPrefix) {
-	case "/write":
-		return boundSnappy(w, r, maxWriteBytes)
-	case "/read":
-		return boundSnappy(w, r, maxReadBytes)
-	case "/otlp/v1/metrics":
-		return boundGzip(w, r, maxWriteBytes)
+func (q *Query) bound(w http.ResponseWriter, r *http.Request) (release func(), err error) {
+	operators := maxQueryOperators
+	switch path := strings.TrimPrefix(r.URL.Path, apiPrefix); {
+	case path == "/write" && r.Method == http.MethodPost:
+		return q.decode(w, r, q.snappyBody, writeLimits)
+	case path == "/read" && r.Method == http.MethodPost:
+		return q.decode(w, r, q.snappyBody, readLimits)
+	case path == "/otlp/v1/metrics" && r.Method == http.MethodPost:
+		return q.decode(w, r, otlpBody, otlpLimits)
+	case path == "/format_query" || path == "/parse_query":
+		operators = maxPrintOperators
 	}
 	if err := parseForm(w, r); err != nil {
-		return err
+		return nil, err
 	}
 	for _, expr := range r.Form["query"] {
-		if err := checkExpression(expr); err != nil {
-			return err
+		if err := checkExpression(expr, operators); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return func() {}, nil
 }
 
 // parseForm reads the parameters from the URL and from the body.
@@ -116,11 +114,12 @@ func tooLarge(limit int64) error {
 
 // checkExpression refuses what would overflow the stack once it is a tree. It
 // only counts tokens; whether the expression is valid is the parser's business.
-func checkExpression(expr string) error {
+func checkExpression(expr string, maxOperators int) error {
 	if len(expr) > maxQueryBytes {
 		return refuse(http.StatusBadRequest, "invalid parameter \"query\": the expression is %d bytes long, the limit is %d", len(expr), maxQueryBytes)
 	}
-	if len(expr) <= maxQueryDepth {
+	// Too short to reach any of the limits.
+	if len(expr) <= min(maxQueryDepth, maxOperators) {
 		return nil
 	}
 	var (
@@ -133,106 +132,22 @@ func checkExpression(expr string) error {
 		switch item.Typ {
 		case parser.EOF, parser.ERROR:
 			return nil
-		case parser.LEFT_PAREN, parser.LEFT_BRACKET, parser.LEFT_BRACE:
+		case parser.LEFT_BRACKET:
+			// A range, or one more subquery around all that stands before it.
+			operators++
+		case parser.LEFT_PAREN:
 			if depth++; depth > maxQueryDepth {
 				return refuse(http.StatusBadRequest, "invalid parameter \"query\": the expression is nested more than %d deep", maxQueryDepth)
 			}
-		case parser.RIGHT_PAREN, parser.RIGHT_BRACKET, parser.RIGHT_BRACE:
+		case parser.RIGHT_PAREN:
 			depth--
 		default:
 			if item.Typ.IsOperator() {
 				operators++
 			}
 		}
-		if operators > maxQueryOperators {
-			return refuse(http.StatusBadRequest, "invalid parameter \"query\": the expression has more than %d operators", maxQueryOperators)
+		if operators > maxOperators {
+			return refuse(http.StatusBadRequest, "invalid parameter \"query\": the expression has more than %d operators", maxOperators)
 		}
 	}
-}
-
-// boundSnappy refuses a body by the length that it declares to have once it is
-// decoded: the decoder allocates that much before it looks at the rest.
-func boundSnappy(w http.ResponseWriter, r *http.Request, limit int64) error {
-	if r.Body == nil {
-		return nil
-	}
-	wire := maxSnappyBytes(limit)
-	if r.ContentLength > wire {
-		return tooLarge(wire)
-	}
-	body := bufio.NewReaderSize(http.MaxBytesReader(w, r.Body, wire), 4<<10)
-	head, err := body.Peek(binary.MaxVarintLen64)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return refuse(http.StatusBadRequest, "read the request body: %s", err)
-	}
-	if err := checkSnappyLength(head, limit); err != nil {
-		return err
-	}
-	r.Body = body2{body, r.Body}
-	return nil
-}
-
-// checkSnappyLength reads the length in front of a snappy block.
-func checkSnappyLength(head []byte, limit int64) error {
-	n, size := binary.Uvarint(head)
-	if size <= 0 {
-		return refuse(http.StatusBadRequest, "the request body is not in the snappy block format")
-	}
-	if n > uint64(limit) {
-		return refuse(http.StatusRequestEntityTooLarge, "the request body declares %d bytes after decompression, the limit is %d", n, limit)
-	}
-	return nil
-}
-
-// maxSnappyBytes is the longest encoding of n bytes, by the format's definition.
-func maxSnappyBytes(n int64) int64 { return 32 + n + n/6 }
-
-// boundGzip decompresses on the fly, so that upstream's unbounded reading meets
-// a bounded stream.
-func boundGzip(w http.ResponseWriter, r *http.Request, limit int64) error {
-	if r.Body == nil {
-		return nil
-	}
-	if r.ContentLength > limit {
-		return tooLarge(limit)
-	}
-	body := io.Reader(http.MaxBytesReader(w, r.Body, limit))
-	if r.Header.Get("Content-Encoding") == "gzip" {
-		gz, err := gzip.NewReader(body)
-		if err != nil {
-			return refuse(http.StatusBadRequest, "decompress the request body: %s", err)
-		}
-		body = &capped{r: gz, left: limit, limit: limit}
-		r.Header.Del("Content-Encoding")
-	}
-	r.Body = body2{body, r.Body}
-	return nil
-}
-
-// body2 reads from one place and closes another.
-type body2 struct {
-	io.Reader
-	io.Closer
-}
-
-// capped fails, instead of ending, where the limit is passed.
-type capped struct {
-	r           io.Reader
-	left, limit int64
-}
-
-func (c *capped) Read(p []byte) (int, error) {
-	if c.left < 0 {
-		return 0, fmt.Errorf("the request body is larger than %d bytes after decompression", c.limit)
-	}
-	// One byte more than allowed tells an end from an excess.
-	if int64(len(p)) > c.left+1 {
-		p = p[:c.left+1]
-	}
-	n, err := c.r.Read(p)
-	c.left -= int64(n)
-	if c.left < 0 {
-		return 0, fmt.Errorf("the request body is larger than %d bytes after decompression", c.limit)
-	}
-	return n, err
 }

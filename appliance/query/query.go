@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/util/features"
+	"github.com/prometheus/prometheus/util/gate"
 	"github.com/prometheus/prometheus/util/logging"
 	"github.com/prometheus/prometheus/util/notifications"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
@@ -196,6 +197,10 @@ type Query struct {
 	api      http.Handler
 	federate http.Handler
 	requests *inflight
+	// ingesting has a place for each body that is being decoded.
+	ingesting *gate.Gate
+	// buffers holds *[]byte for bodies that are decoded only to look at them.
+	buffers sync.Pool
 
 	// subqueryStep is the evaluation interval in milliseconds: the step of a
 	// subquery that names none.
@@ -215,7 +220,7 @@ func New(o Options) (*Query, error) {
 	}
 	o.setDefaults()
 
-	q := &Query{o: o, requests: newInflight()}
+	q := &Query{o: o, requests: newInflight(), ingesting: gate.New(maxIngesting)}
 	q.subqueryStep.Store(time.Duration(promconfig.DefaultGlobalConfig.EvaluationInterval).Milliseconds())
 	tracker, err := activeQueries(o.Dir, o.MaxConcurrency, o.Logger)
 	if err != nil {

@@ -150,10 +150,14 @@ func serve(t testing.TB, change func(*Options)) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mux := http.NewServeMux()
-	mux.Handle("/api/v1/", q.API())
-	mux.Handle("/federate", q.Federate())
-	hs := &http.Server{Handler: mux}
+	// Not a ServeMux: that would answer some odd paths itself.
+	hs := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/federate" {
+			q.Federate().ServeHTTP(w, r)
+			return
+		}
+		q.API().ServeHTTP(w, r)
+	})}
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = hs.Serve(l) }()
 	tr := &http.Transport{DisableCompression: true}

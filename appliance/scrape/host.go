@@ -1,6 +1,7 @@
 package scrape
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -42,6 +43,8 @@ func newHostMetrics(logger *slog.Logger) (http.Handler, error) {
 	if err := parseCollectorFlags(); err != nil {
 		return nil, err
 	}
+	// What is missing on a machine is normal there, and node_scrape_collector_success says it: not a line each time.
+	logger = slog.New(quiet{logger.Handler()})
 	node, err := collector.NewNodeCollector(logger)
 	if err != nil {
 		return nil, fmt.Errorf("create the host's collectors: %w", err)
@@ -51,10 +54,26 @@ func newHostMetrics(logger *slog.Logger) (http.Handler, error) {
 		return nil, fmt.Errorf("register the host's collectors: %w", err)
 	}
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 		// One collector that fails must not hide the others.
 		ErrorHandling: promhttp.ContinueOnError,
 		// Reading /proc costs; a crowd of scrapers must not multiply it.
 		MaxRequestsInFlight: 4,
 	}), nil
 }
+
+// quiet logs everything at debug.
+type quiet struct{ slog.Handler }
+
+func (q quiet) Enabled(ctx context.Context, _ slog.Level) bool {
+	return q.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return q.Handler.Handle(ctx, r)
+}
+
+func (q quiet) WithAttrs(attrs []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(attrs)} }
+
+func (q quiet) WithGroup(name string) slog.Handler { return quiet{q.Handler.WithGroup(name)} }

@@ -55,17 +55,17 @@ func New(opts Options) (*Scrape, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Scrape{logger: opts.Logger, cancel: cancel}
 	var err error
-	if s.host, err = newHostMetrics(opts.Logger.With("component", "host metrics")); err != nil {
+	if s.host, err = newHostMetrics(opts.Logger); err != nil {
 		cancel()
 		return nil, err
 	}
-	s.discovery = discovery.NewManager(ctx, opts.Logger.With("component", "discovery manager scrape"), opts.Registerer,
+	s.discovery = discovery.NewManager(ctx, opts.Logger, opts.Registerer,
 		opts.SDMetrics, discovery.Name("scrape"))
 	if s.discovery == nil {
 		cancel()
 		return nil, errors.New("create the discovery of targets: its metrics are registered already")
 	}
-	if s.manager, err = scrape.NewManager(&opts.Manager, opts.Logger.With("component", "scrape manager"),
+	if s.manager, err = scrape.NewManager(&opts.Manager, opts.Logger,
 		logging.NewJSONFileLogger, opts.Appendable, opts.Registerer); err != nil {
 		cancel()
 		return nil, fmt.Errorf("create the scrape manager: %w", err)

@@ -34,12 +34,22 @@ type interner struct {
 	seed   maphash.Seed
 	shards [internShards]internShard
 	series atomic.Int64 // created less deleted
+	recent recentLabels
 }
 
 var _ tsdb.SeriesLifecycleCallback = (*interner)(nil)
 
 // internShards keeps goroutines that create series out of each other's way.
 const internShards = 64
+
+// recentLabels are the strings of the series created last, by their place in
+// the label set. Series come target by target, from scraping as from replay,
+// and differ from the one before in few places, so that most strings are found
+// here without a lookup. Who finds it taken goes without.
+type recentLabels struct {
+	mtx    sync.Mutex
+	places [2 * 32]*internEntry
+}
 
 func newInterner() *interner {
 	return &interner{seed: maphash.MakeSeed()}
@@ -52,33 +62,71 @@ func (in *interner) shard(s string) (*internShard, uint32) {
 
 // PreCreation implements tsdb.SeriesLifecycleCallback.
 func (in *interner) PreCreation(l labels.Labels) error {
+	places := in.borrowRecent()
 	for i := range l {
-		in.own(&l[i].Name)
-		in.own(&l[i].Value)
+		in.own(&l[i].Name, places, 2*i)
+		in.own(&l[i].Value, places, 2*i+1)
 	}
+	in.returnRecent(places)
 	return nil
 }
 
-func (in *interner) own(s *string) {
+func (in *interner) own(s *string, places []*internEntry, at int) {
 	if *s == "" {
 		return
 	}
+	if at < len(places) {
+		if e := places[at]; e != nil && e.s == *s && e.count.Load() > 0 {
+			point(s, e.s)
+			return
+		}
+	}
 	shard, h := in.shard(*s)
-	if have, ok := shard.get(*s, h); ok {
-		point(s, have)
+	e := shard.get(*s, h)
+	if e == nil {
+		*s = strings.Clone(*s)
 		return
 	}
-	*s = strings.Clone(*s)
+	point(s, e.s)
+	if at < len(places) {
+		places[at] = e
+	}
 }
 
 // PostCreation implements tsdb.SeriesLifecycleCallback.
 func (in *interner) PostCreation(l labels.Labels) {
 	in.series.Add(1)
-	for _, lb := range l {
-		for _, s := range [...]string{lb.Name, lb.Value} {
-			shard, h := in.shard(s)
-			shard.acquire(s, h)
+	places := in.borrowRecent()
+	for i, lb := range l {
+		in.acquire(lb.Name, places, 2*i)
+		in.acquire(lb.Value, places, 2*i+1)
+	}
+	in.returnRecent(places)
+}
+
+func (in *interner) acquire(s string, places []*internEntry, at int) {
+	if at < len(places) {
+		if e := places[at]; e != nil && e.s == s && e.again() {
+			return
 		}
+	}
+	shard, h := in.shard(s)
+	e := shard.acquire(s, h)
+	if at < len(places) {
+		places[at] = e
+	}
+}
+
+func (in *interner) borrowRecent() []*internEntry {
+	if !in.recent.mtx.TryLock() {
+		return nil
+	}
+	return in.recent.places[:]
+}
+
+func (in *interner) returnRecent(places []*internEntry) {
+	if places != nil {
+		in.recent.mtx.Unlock()
 	}
 }
 
@@ -165,58 +213,74 @@ func share(l, have labels.Labels) {
 	}
 }
 
-// internShard is a hash table with open addressing. A Go map would need the
-// string twice, as key and to hand out, and half as much memory again.
+// internEntry is a string with the number of times that live series hold it.
+// The count goes to and from zero only under the lock of its shard, together
+// with the entry's place in the table; in between it may go up without.
+type internEntry struct {
+	s     string
+	hash  uint32
+	count atomic.Uint32
+}
+
+// again counts one more, unless the entry has left the table.
+func (e *internEntry) again() bool {
+	for {
+		n := e.count.Load()
+		if n == 0 {
+			return false
+		}
+		if e.count.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// internShard is a hash table with open addressing. A Go map would hold the
+// string twice, as key and to hand out.
 type internShard struct {
 	mtx  sync.Mutex
-	tab  []internSlot // a power of two of them, or none
+	tab  []*internEntry // a power of two of them, or none
 	used int
 	_    [24]byte // a cache line of its own
 }
 
-// internSlot is free when count is 0.
-type internSlot struct {
-	s     string
-	hash  uint32
-	count uint32
-}
-
-// find returns the slot of s, or the free one where it belongs. There is
-// always a free one. The table must not be empty.
+// find returns where s is, or the free place where it belongs. There is always
+// a free one. The table must not be empty.
 func (sh *internShard) find(s string, h uint32) int {
 	mask := len(sh.tab) - 1
 	i := int(h) & mask
 	for {
-		slot := &sh.tab[i]
-		if slot.count == 0 || slot.hash == h && slot.s == s {
+		e := sh.tab[i]
+		if e == nil || e.hash == h && e.s == s {
 			return i
 		}
 		i = (i + 1) & mask
 	}
 }
 
-func (sh *internShard) get(s string, h uint32) (string, bool) {
+// get returns the entry of s, or nil.
+func (sh *internShard) get(s string, h uint32) *internEntry {
 	sh.mtx.Lock()
 	defer sh.mtx.Unlock()
 	if len(sh.tab) == 0 {
-		return "", false
+		return nil
 	}
-	slot := &sh.tab[sh.find(s, h)]
-	return slot.s, slot.count > 0
+	return sh.tab[sh.find(s, h)]
 }
 
-func (sh *internShard) acquire(s string, h uint32) {
+func (sh *internShard) acquire(s string, h uint32) *internEntry {
 	sh.mtx.Lock()
 	defer sh.mtx.Unlock()
 	if (sh.used+1)*4 > len(sh.tab)*3 {
 		sh.resize(max(16, len(sh.tab)*2))
 	}
-	slot := &sh.tab[sh.find(s, h)]
-	if slot.count == 0 {
-		*slot = internSlot{s: s, hash: h}
+	i := sh.find(s, h)
+	if sh.tab[i] == nil {
+		sh.tab[i] = &internEntry{s: s, hash: h}
 		sh.used++
 	}
-	slot.count++
+	sh.tab[i].count.Add(1)
+	return sh.tab[i]
 }
 
 func (sh *internShard) release(s string, h uint32) {
@@ -226,12 +290,7 @@ func (sh *internShard) release(s string, h uint32) {
 		return
 	}
 	i := sh.find(s, h)
-	slot := &sh.tab[i]
-	if slot.count == 0 {
-		return
-	}
-	slot.count--
-	if slot.count > 0 {
+	if sh.tab[i] == nil || sh.tab[i].count.Add(^uint32(0)) > 0 {
 		return
 	}
 	sh.remove(i)
@@ -241,34 +300,40 @@ func (sh *internShard) release(s string, h uint32) {
 	}
 }
 
-// remove frees slot i and moves back those behind it that are then out of
+// remove frees place i and moves back those behind it that are then out of
 // reach of their own place.
 func (sh *internShard) remove(i int) {
 	mask := len(sh.tab) - 1
-	for j := (i + 1) & mask; sh.tab[j].count > 0; j = (j + 1) & mask {
+	for j := (i + 1) & mask; sh.tab[j] != nil; j = (j + 1) & mask {
 		home := int(sh.tab[j].hash) & mask
 		if (j-home)&mask >= (j-i)&mask {
 			sh.tab[i] = sh.tab[j]
 			i = j
 		}
 	}
-	sh.tab[i] = internSlot{}
+	sh.tab[i] = nil
 	sh.used--
 }
 
 func (sh *internShard) resize(n int) {
 	old := sh.tab
-	sh.tab = make([]internSlot, n)
-	for _, slot := range old {
-		if slot.count > 0 {
-			sh.tab[sh.find(slot.s, slot.hash)] = slot
+	sh.tab = make([]*internEntry, n)
+	for _, e := range old {
+		if e != nil {
+			sh.tab[sh.find(e.s, e.hash)] = e
 		}
 	}
 }
 
+// reset lets go of all strings.
 func (sh *internShard) reset() {
 	sh.mtx.Lock()
 	defer sh.mtx.Unlock()
+	for _, e := range sh.tab {
+		if e != nil {
+			e.count.Store(0)
+		}
+	}
 	sh.tab, sh.used = nil, 0
 }
 

@@ -487,3 +487,73 @@ func eventually(t testing.TB, ok func() bool) {
 		}
 	}
 }
+
+// What is applied before replay is done holds once it is.
+func TestApplyBeforeReady(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	s, err := New(Options{Dir: t.TempDir(), Registerer: reg, isMount: noMount})
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply, err := s.Prepare(configured(func(c *promconfig.Config) {
+		c.StorageConfig.TSDBConfig = &promconfig.TSDBConfig{Retention: &promconfig.TSDBRetentionConfig{Size: 1 << 20}}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := apply(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	<-s.Ready()
+	if got := gauge(t, reg, "prometheus_tsdb_retention_limit_bytes"); got != 1<<20 {
+		t.Errorf("size limit is %v", got)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := apply(); err == nil {
+		t.Error("apply after close: no error")
+	}
+}
+
+// Data that cannot be opened ends Run with a sentence, and Close still works.
+func TestRunFails(t *testing.T) {
+	dir := t.TempDir()
+	s, err := New(Options{Dir: dir, isMount: noMount})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A file where the TSDB wants a directory.
+	if err := os.WriteFile(filepath.Join(dir, "tsdb", "wal"), nil, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Run(context.Background()); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("run: %v", err)
+	}
+	if ready, sentence := s.Condition(); ready || !strings.Contains(sentence, "could not be opened") {
+		t.Errorf("condition is %v, %q", ready, sentence)
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+}
+
+func TestOptionsRefused(t *testing.T) {
+	for want, o := range map[string]Options{
+		"needs a data directory": {},
+		"WAL segment size":       {Dir: "x", WALSegmentSizeBytes: 1},
+		"chunk segment size":     {Dir: "x", MaxBlockChunkSegmentSizeBytes: 1},
+		"power of two":           {Dir: "x", StripeSize: 3},
+	} {
+		if _, err := New(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q in %v", want, err)
+		}
+	}
+}

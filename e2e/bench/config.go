@@ -8,16 +8,17 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
 // webhook takes the notifications of both sides and counts them.
 type webhook struct {
 	url      string
-	received atomic.Int64
 	server   *http.Server
 	ended    chan struct{}
+	mutex    sync.Mutex
+	received map[string]int // by the sender's User-Agent
 }
 
 func newWebhook() (*webhook, error) {
@@ -25,12 +26,14 @@ func newWebhook() (*webhook, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for notifications: %w", err)
 	}
-	w := &webhook{url: "http://" + ln.Addr().String() + "/", ended: make(chan struct{})}
+	w := &webhook{url: "http://" + ln.Addr().String() + "/", ended: make(chan struct{}), received: map[string]int{}}
 	w.server = &http.Server{
 		ReadHeaderTimeout: time.Minute,
 		Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, 16<<20))
-			w.received.Add(1)
+			w.mutex.Lock()
+			defer w.mutex.Unlock()
+			w.received[r.UserAgent()]++
 		}),
 	}
 	go func() {
@@ -38,6 +41,13 @@ func newWebhook() (*webhook, error) {
 		close(w.ended)
 	}()
 	return w, nil
+}
+
+// String tells how many notifications came, and from whom.
+func (w *webhook) String() string {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	return fmt.Sprint(w.received)
 }
 
 func (w *webhook) Close() error {

@@ -45,10 +45,16 @@ func (b *bench) runScrape(ctx context.Context) (err error) {
 		b.say("note: %d of %d scrapes did not accept gzip", n, l.requests.Load())
 	}
 	if b.profiles != "" {
-		for _, s := range sides {
-			if err := s.profiles(ctx, b.profiles); err != nil {
-				return err
-			}
+		errs := make(chan error, len(sides))
+		for _, s := range sides { // at the same time, as all the rest
+			go func() { errs <- s.profiles(ctx, b.profiles) }()
+		}
+		var err error
+		for range sides {
+			err = errors.Join(err, <-errs)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for _, s := range sides {
@@ -68,7 +74,7 @@ func (b *bench) underLoad(ctx context.Context, names ...string) (_ []*side, clos
 		return nil, nil, nil, errors.Join(err, l.Close())
 	}
 	closeLoad = func() error {
-		b.say("scrape: %d notifications received", hook.received.Load())
+		b.say("notifications received, by sender: %s", hook)
 		return errors.Join(hook.Close(), l.Close())
 	}
 	var sides []*side

@@ -1,0 +1,173 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+)
+
+// Manual is the reference manual of tocsin.yml in Markdown. It is written from
+// the structs and the embedded texts, so that it cannot differ from them.
+func Manual() string {
+	var b strings.Builder
+	b.WriteString(manualHead)
+
+	b.WriteString("\n## prometheus\n\n" + manualPrometheus)
+	b.WriteString("\n## alertmanager\n\n" + manualAlertmanager)
+
+	b.WriteString("\n## replica\n\nWhich of the replicas this process is.\n\n")
+	fields(&b, "replica.", reflect.TypeFor[Replica]())
+	b.WriteString("\n```yaml\nreplica:\n  name: monitor-a\n  zone: zone-1\n```\n")
+
+	b.WriteString("\n## federation\n\n" + manualFederation)
+	fields(&b, "federation[].", reflect.TypeFor[Upstream]())
+	b.WriteString("\nEach item of `metrics`:\n\n")
+	fields(&b, "federation[].metrics[].", reflect.TypeFor[Metric]())
+	b.WriteString("\n" + manualFederationExample)
+
+	b.WriteString("\n## Limits\n\n" + manualLimits)
+
+	b.WriteString("\n## The built-in configuration\n\n")
+	b.WriteString("This is what holds without a file, and for each of the two sections that a file leaves out. ")
+	b.WriteString("In `{{ }}` stand this process's own address, its path prefix and the host's name.\n\n")
+	fmt.Fprintf(&b, "`prometheus`:\n\n```yaml\n%s```\n\n`alertmanager`:\n\n```yaml\n%s```\n", builtinPrometheus, builtinAlertmanager)
+	return b.String()
+}
+
+// fields writes one table of a struct's fields from its tags.
+func fields(b *strings.Builder, prefix string, t reflect.Type) {
+	b.WriteString("| Field | Type | Default | Reloads | Meaning |\n|---|---|---|---|---|\n")
+	for f := range structFields(t) {
+		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if name == "-" {
+			continue
+		}
+		shown, kind := "`"+prefix+name+"`", typeInWords(f.Type)
+		if strings.Contains(options, "inline") {
+			shown, kind = "HTTP client options", "fields"
+		}
+		value := f.Tag.Get("default")
+		if value == "" {
+			value = "–"
+		}
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", shown, kind, value, f.Tag.Get("reload"), strings.ReplaceAll(f.Tag.Get("doc"), "|", `\|`))
+	}
+}
+
+func structFields(t reflect.Type) func(yield func(reflect.StructField) bool) {
+	return func(yield func(reflect.StructField) bool) {
+		for i := range t.NumField() {
+			if !yield(t.Field(i)) {
+				return
+			}
+		}
+	}
+}
+
+func typeInWords(t reflect.Type) string {
+	switch t.Name() {
+	case "Duration":
+		return "duration"
+	case "Base2Bytes":
+		return "size"
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return strings.ToLower(t.Elem().Name())
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Struct {
+			return "list of mappings"
+		}
+		return "list of " + typeInWords(t.Elem()) + "s"
+	case reflect.Map:
+		return "mapping of strings"
+	case reflect.Uint:
+		return "number"
+	}
+	return t.Kind().String()
+}
+
+const manualHead = `# Configuration
+
+This page is generated from the source; change it there.
+
+Tocsin reads one YAML file, ` + "`tocsin.yml`" + ` (` + "`--config.file`" + `, by default ` + "`/etc/tocsin/tocsin.yml`" + `). Without a file
+at the default path the built-in configuration at the end of this page holds; a file that was named and is not there is
+an error. What needs a restart is a flag ([cli.md](cli.md)), what reloads is in the file, nothing is in both.
+
+| Section | What it holds | If it is left out |
+|---|---|---|
+| ` + "`prometheus`" + ` | a Prometheus configuration, unchanged: a path, or the content itself | built-in: scrape this process and its host, keep 15 days |
+| ` + "`alertmanager`" + ` | an Alertmanager configuration, unchanged: a path, or the content itself | built-in: write alerts to the log |
+| ` + "`replica`" + ` | which of the replicas this is | name: the host name, zone: found out |
+| ` + "`federation`" + ` | Prometheus servers to pull chosen metrics from | none |
+
+**Paths.** A relative path is relative to the file it stands in: in ` + "`tocsin.yml`" + ` to the folder of ` + "`tocsin.yml`" + `, in an outside
+` + "`prometheus.yml`" + ` to the folder of that file.
+
+**Strictness.** An unknown field, a wrong type or a missing file is an error that names file, line, field and what was
+given. ` + "`tocsin check FILE`" + ` finds everything that ` + "`tocsin run`" + ` would refuse, all of it at once, including rules, routes, receivers,
+templates, certificates and secret files. Secrets are never printed.
+
+**Reload.** ` + "`SIGHUP`" + ` or ` + "`POST /-/reload`" + ` reads the file again. It is checked as a whole first; if anything is wrong, nothing
+changes. A changed field that does not reload is refused by its name.
+
+**Size.** A file above 16 MiB is refused, and so is anything that is not a regular file.
+
+**Durations** are written as in Prometheus: ` + "`30s`" + `, ` + "`5m`" + `, ` + "`1h30m`" + `, ` + "`15d`" + `. **Sizes** likewise: ` + "`64MB`" + `, ` + "`1GB`" + `; units are powers of two.
+`
+
+const manualPrometheus = "The format is Prometheus's own: <https://prometheus.io/docs/prometheus/latest/configuration/configuration/>.\n" + `Every section of it is honoured: ` + "`global`, `runtime`, `rule_files`, `scrape_configs`, `scrape_config_files`, `alerting`," + `
+` + "`remote_write`, `remote_read`, `storage`, `otlp`, `tracing`" + `, with every kind of service discovery. Three things differ from stock Prometheus:
+
+- ` + "`storage.tsdb.out_of_order_time_window`" + ` is 2h if it is left out, because a replica that catches up writes late samples.
+  Write ` + "`0s`" + ` to switch that off.
+- A path without wildcards in ` + "`rule_files`" + ` or ` + "`scrape_config_files`" + ` that does not exist is an error, and so is a missing
+  certificate or secret file.
+- Alerts always go to the embedded Alertmanager; those under ` + "`alerting.alertmanagers`" + ` get them as well.
+
+` + "```yaml\nprometheus: prometheus.yml            # relative to tocsin.yml\n```\n\n```yaml\nprometheus:\n  global:\n    scrape_interval: 30s\n  scrape_configs:\n    - job_name: node\n      file_sd_configs:\n        - files: [targets/*.json]\n```\n"
+
+const manualAlertmanager = "The format is Alertmanager's own: <https://prometheus.io/docs/alerting/latest/configuration/>.\n" + `Every receiver, template, time interval and inhibition rule works. Two things differ from stock Alertmanager:
+
+- Every relative path is relative to the file it stands in, also that of fields like ` + "`smtp_auth_password_file`" + `, which stock
+  Alertmanager takes relative to its working directory.
+- A mistake in a template, in a template file or in a receiver's field, is an error at once and not when a notification is due.
+
+` + "```yaml\nalertmanager: alertmanager.yml        # relative to tocsin.yml\n```\n"
+
+const manualFederation = `A list of Prometheus servers to pull from with their ` + "`/federate`" + ` endpoint. It denies by default: a series that no item of
+` + "`metrics`" + ` matches is not stored, a label that the item does not list is dropped, whatever the upstream sends. Several items may match one
+series; the first one decides.
+
+`
+
+const manualFederationExample = "```yaml\n" + `federation:
+  - name: search                      # becomes source="search" on every series
+    url: https://prometheus.search.example.org
+    interval: 30s
+    basic_auth:
+      username: tocsin
+      password_file: secrets/search
+    labels: {tier: upstream}
+    metrics:
+      - match: '{__name__=~"job:.*"}'
+        labels: [job, code]
+      - match: up
+        labels: [job, instance]
+` + "```\n"
+
+const manualLimits = `A target or upstream that exceeds a limit costs bounded memory: that scrape is refused with a sentence and the target is marked down,
+all others go on.
+
+| Limit | Built-in scrape jobs | Federation | Why this much |
+|---|---|---|---|
+| ` + "`body_size_limit`" + ` | 64MB | 50MB | the body is held in memory while it is read; very large expositions are 10 to 20 MB |
+| ` + "`sample_limit`" + ` | 100000 | 50000 | every new series stays in memory for hours, about 1.5 KB each |
+| ` + "`label_limit`" + ` | 64 | 64 | more labels on one series are a mistake in instrumentation |
+| ` + "`label_name_length_limit`" + ` | 512 | 512 | bytes; names are held once for each series |
+| ` + "`label_value_length_limit`" + ` | 4096 | 4096 | bytes; long enough for a URL, too short for a document |
+
+In a ` + "`prometheus`" + ` section of your own Prometheus's defaults hold, which are no limits: set them under ` + "`global`" + `.
+In ` + "`federation`" + ` 0 or anything larger means the ceilings 256MB, 1000000 samples, 1000 labels and 64 KiB for a name or a value.
+`
