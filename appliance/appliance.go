@@ -115,7 +115,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	// The listeners come first: a port that is taken must fail before the data directory is touched, and what is
 	// built in needs to know the port. The handlers behind them exist before the first request is served.
 	o := opts.Web
-	o.Logger, o.Registerer, o.Gatherer = a.component("web"), opts.Registry, opts.Registry
+	o.Logger, o.Registerer, o.Gatherer = a.component("web"), opts.Registry, a.gatherer()
 	o.RoutePrefix = routePrefix(o.RoutePrefix, opts.ExternalURL)
 	o.API = late(func() http.Handler { return a.query.API() })
 	o.Federate = late(func() http.Handler { return a.query.Federate() })
@@ -163,7 +163,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	a.onClose("store", a.store.Close)
 
 	qo := opts.Query
-	qo.Logger, qo.Registerer, qo.Gatherer = a.component("query"), opts.Registry, opts.Registry
+	qo.Logger, qo.Registerer, qo.Gatherer = a.component("query"), opts.Registry, a.gatherer()
 	qo.Store, qo.Dir = a.store, a.store.TSDBDir()
 	qo.Targets, qo.ScrapePools = targets{a}, targets{a}
 	qo.Alertmanagers = alertmanagers{a}

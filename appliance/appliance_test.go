@@ -69,7 +69,7 @@ func options(dir string, log io.Writer) appliance.Options {
 	}
 }
 
-var readyWeb = regexp.MustCompile(`msg=ready .*web=\\[([^\\]]+)\\]`)
+var readyWeb = regexp.MustCompile(`msg=ready .*web=\[([^\]]+)\]`)
 
 func start(t *testing.T, dir string) *process {
 	t.Helper()

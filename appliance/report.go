@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/units"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/model"
 	promconfig "github.com/prometheus/prometheus/config"
 	"github.com/prometheus/prometheus/scrape"
@@ -111,6 +112,18 @@ func (a *Appliance) retention() string {
 		parts = append(parts, units.Base2Bytes(bySize).String())
 	}
 	return strings.Join(parts, " or ")
+}
+
+// gatherer is everything at /metrics: our registry, and what upstream's packages put on the default one without asking
+// (remote storage does), under names that dashboards look for. That one's own view of the process is left out: ours
+// has it.
+func (a *Appliance) gatherer() prometheus.Gatherer {
+	return prometheus.Gatherers{a.opts.Registry, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		families, err := prometheus.DefaultGatherer.Gather() //nolint:forbidigo // The only way to these metrics.
+		return slices.DeleteFunc(families, func(f *dto.MetricFamily) bool {
+			return !strings.HasPrefix(f.GetName(), "prometheus_")
+		}), err
+	})}
 }
 
 // gather reads single counters and gauges out of the process's own metrics. Those that are absent are left out.

@@ -37,8 +37,9 @@ type settings struct {
 	maxExemplars int64
 }
 
-// settingsOf reads the storage section. An out-of-order window of zero means
-// the default, since upstream's format does not tell zero from absent.
+// settingsOf reads the storage section. An out-of-order window of zero is one
+// that the operator asked for: package config has filled in the default where
+// the file says nothing.
 func settingsOf(cfg *promconfig.Config) settings {
 	st := settings{
 		oooWindow:    defaultOOOWindow,
@@ -49,9 +50,7 @@ func settingsOf(cfg *promconfig.Config) settings {
 			st.maxExemplars = max(e.MaxExemplars, 0)
 		}
 		if t := cfg.StorageConfig.TSDBConfig; t != nil {
-			if t.OutOfOrderTimeWindow > 0 {
-				st.oooWindow = time.Duration(t.OutOfOrderTimeWindow) * time.Millisecond
-			}
+			st.oooWindow = max(time.Duration(t.OutOfOrderTimeWindow)*time.Millisecond, 0)
 			if r := t.Retention; r != nil {
 				st.retention = max(time.Duration(r.Time), 0)
 				st.maxBytes = max(int64(r.Size), 0)

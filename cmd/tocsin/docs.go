@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/tocsin-io/tocsin/appliance/config"
 )
 
 // docsCmd prints the manuals that docs/ holds, so that a test can compare them.
@@ -15,7 +17,7 @@ type docsCmd struct {
 
 // Run prints the manual.
 func (c *docsCmd) Run(k *kong.Context, w io.Writer) error {
-	text := manual()
+	text := config.Manual()
 	if c.Manual == "cli" {
 		text = cliManual(k.Model)
 	}
