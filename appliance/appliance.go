@@ -116,7 +116,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	// built in needs to know the port. The handlers behind them exist before the first request is served.
 	o := opts.Web
 	o.Logger, o.Registerer, o.Gatherer = a.component("web"), opts.Registry, a.gatherer()
-	o.RoutePrefix = routePrefix(o.RoutePrefix, opts.ExternalURL)
+	if o.ExternalURL, err = parseExternalURL(opts.ExternalURL); err != nil {
+		return nil, err
+	}
 	o.API = late(func() http.Handler { return a.query.API() })
 	o.Federate = late(func() http.Handler { return a.query.Federate() })
 	o.Alertmanager = late(func() http.Handler { return a.alert.Handler() })
@@ -131,10 +133,8 @@ func New(opts Options) (_ *Appliance, err error) {
 	}
 	a.onClose("listeners", a.web.Close)
 	a.bound = a.web.Addresses()
-	if a.external, err = externalURL(opts.ExternalURL, a.bound["web"][0], a.host); err != nil {
-		return nil, err
-	}
-	if a.self, err = a.selfFor(o.RoutePrefix); err != nil {
+	a.external = a.web.ExternalURL()
+	if a.self, err = a.selfFor(a.web.RoutePrefix()); err != nil {
 		return nil, err
 	}
 
@@ -180,7 +180,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	ao := opts.Alert
 	ao.Logger, ao.Registerer, ao.SDMetrics = a.component("alert"), opts.Registry, sd
 	ao.Dir = filepath.Join(opts.StoragePath, "alertmanager")
-	ao.ExternalURL, ao.Address, ao.RoutePrefix = a.external, a.self.Address, o.RoutePrefix
+	ao.ExternalURL, ao.Address, ao.RoutePrefix = a.external, a.self.Address, a.self.RoutePrefix
 	ao.NameValidationScheme = names
 	if a.alert, err = alert.New(ao); err != nil {
 		return nil, err

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"path"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,14 +62,10 @@ func (o *Options) load(self config.Self) (*config.Config, error) {
 	return config.Load(o.ConfigFile, self, o.Logger)
 }
 
-// externalURL is upstream's rule: this host's name and the port that is bound, unless the operator says otherwise.
-func externalURL(flag, bound, host string) (*url.URL, error) {
+// parseExternalURL reads --web.external-url; nil leaves it to the door, which knows the port that is bound.
+func parseExternalURL(flag string) (*url.URL, error) {
 	if flag == "" {
-		_, port, err := net.SplitHostPort(bound)
-		if err != nil {
-			return nil, fmt.Errorf("read the bound address %q: %w", bound, err)
-		}
-		flag = "http://" + net.JoinHostPort(host, port)
+		return nil, nil
 	}
 	u, err := url.Parse(flag)
 	if err != nil {
@@ -81,16 +76,6 @@ func externalURL(flag, bound, host string) (*url.URL, error) {
 	}
 	u.Path = strings.TrimRight(u.Path, "/")
 	return u, nil
-}
-
-// routePrefix is where everything is mounted: what the flag says, else the external URL's path.
-func routePrefix(flag, external string) string {
-	if flag == "" {
-		if u, err := url.Parse(external); err == nil {
-			flag = u.Path
-		}
-	}
-	return path.Join("/", flag)
 }
 
 // selfAddress is where this process reaches its own listener: a wildcard address is reached at localhost.

@@ -25,7 +25,7 @@ func (a *Appliance) status() web.Status {
 	cfg := a.Config()
 	s := web.Status{
 		Replica: cfg.Replica.Name,
-		Zone:    cfg.Replica.Zone,
+		Zone:    zoneShown(cfg.Replica.Zone),
 		Version: a.opts.Version.Version,
 		Started: a.started,
 		Targets: a.targetStatus(),
@@ -47,6 +47,14 @@ func (a *Appliance) status() web.Status {
 	}
 	s.Silences = summary.Silences
 	return s
+}
+
+// zoneShown leaves out the zone that is not known: nothing asks the machine for it before there are other zones.
+func zoneShown(configured string) string {
+	if configured == "auto" {
+		return ""
+	}
+	return configured
 }
 
 func (a *Appliance) targetStatus() web.TargetStatus {
@@ -103,18 +111,24 @@ func (a *Appliance) ruleStatus(s *web.Status) {
 }
 
 func (a *Appliance) storageStatus(s *web.Status) {
-	const series, blocks, wal, chunks = "prometheus_tsdb_head_series", "prometheus_tsdb_storage_blocks_bytes",
-		"prometheus_tsdb_wal_storage_size_bytes", "prometheus_tsdb_head_chunks_storage_size_bytes"
+	const (
+		series = "prometheus_tsdb_head_series"
+		oldest = "prometheus_tsdb_lowest_timestamp_seconds"
+		blocks = "prometheus_tsdb_storage_blocks_bytes"
+		wal    = "prometheus_tsdb_wal_storage_size_bytes"
+		chunks = "prometheus_tsdb_head_chunks_storage_size_bytes"
+	)
 	s.Storage.Dir, s.Storage.Retention = a.opts.StoragePath, a.retention()
-	values, err := a.gather(series, blocks, wal, chunks)
+	values, err := a.gather(series, oldest, blocks, wal, chunks)
 	if err != nil {
 		s.Problems = append(s.Problems, fmt.Sprintf("This replica cannot read its own metrics: %v.", err))
 		return
 	}
 	s.Storage.Series = uint64(values[series])
 	s.Storage.UsedBytes = int64(values[blocks] + values[wal] + values[chunks])
-	if t, err := a.store.StartTime(); err == nil {
-		s.Storage.Oldest = time.UnixMilli(t)
+	// An empty store says the end of time, one that is not open yet nothing.
+	if t := time.Unix(int64(values[oldest]), 0); values[oldest] > 0 && t.Before(time.Now()) {
+		s.Storage.Oldest = t
 	}
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(a.opts.StoragePath, &fs); err == nil {

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -51,7 +52,7 @@ type Options struct {
 
 	Listen             []string // --web.listen-address, host:port, port 0 allowed
 	AlertmanagerListen string   // --alertmanager.listen-address, empty = off
-	ExternalURL        *url.URL // how the outside reaches us; default: the first address
+	ExternalURL        *url.URL // how the outside reaches us; default: this host's name and the first bound port
 	RoutePrefix        string   // default: the path of ExternalURL
 	MaxConnections     int      // across all of Listen, and as many on AlertmanagerListen
 	ReadTimeout        time.Duration
@@ -118,7 +119,10 @@ func New(o Options) (*Web, error) {
 		return nil, err
 	}
 	if w.o.ExternalURL == nil {
-		w.o.ExternalURL = &url.URL{Scheme: "http", Host: w.listeners[0].Addr().String()}
+		if w.o.ExternalURL, err = hostURL(w.listeners[0].Addr().String()); err != nil {
+			w.closeListeners()
+			return nil, err
+		}
 	}
 	w.outside = strings.TrimRight(w.o.ExternalURL.Path, "/")
 	w.metrics = newMetrics(o.Registerer, func() bool { ok, _ := w.ready(); return ok })
@@ -253,6 +257,22 @@ func (w *Web) Addresses() map[string][]string {
 // RoutePrefix is where our routes begin, always with a slash at its start, as in
 // --web.route-prefix.
 func (w *Web) RoutePrefix() string { return w.prefix + "/" }
+
+// ExternalURL is how the outside reaches us. It is read-only.
+func (w *Web) ExternalURL() *url.URL { return w.o.ExternalURL }
+
+// hostURL is upstream's default: the name of this host, because an address such as 0.0.0.0 leads nowhere.
+func hostURL(bound string) (*url.URL, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("ask for this host's name: %w", err)
+	}
+	_, port, err := net.SplitHostPort(bound)
+	if err != nil {
+		return nil, fmt.Errorf("read the bound address %q: %w", bound, err)
+	}
+	return &url.URL{Scheme: "http", Host: net.JoinHostPort(host, port)}, nil
+}
 
 // Stop announces the shutdown: from now on we answer that we are not ready. Run
 // does the same when its context ends; calling it before gives load balancers
