@@ -10,7 +10,6 @@ import (
 
 	"github.com/golang/snappy"
 	"github.com/klauspost/compress/gzip"
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
 const (
@@ -189,36 +188,49 @@ func tooMany(limit int) error {
 
 // countElements adds the length-delimited fields of b to top, and them and those
 // inside of them to all. A string may look like a message, which counts a little
-// too much.
+// too much. It reads more forgivingly than any decoder does, so that none of them
+// gets further than the counting: field numbers and groups do not matter here.
 func countElements(b []byte, depth, limit int, top, all *int) {
 	for len(b) > 0 {
-		_, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return
-		}
+		tag, n := lenientVarint(b)
 		b = b[n:]
-		if typ != protowire.BytesType {
-			if typ == protowire.StartGroupType || typ == protowire.EndGroupType {
-				return
-			}
-			if n = protowire.ConsumeFieldValue(1, typ, b); n < 0 {
-				return
-			}
+		switch tag & 7 {
+		case 0:
+			_, n := lenientVarint(b)
 			b = b[n:]
-			continue
-		}
-		payload, n := protowire.ConsumeBytes(b)
-		if n < 0 {
+		case 1:
+			b = b[min(8, len(b)):]
+		case 2:
+			size, n := lenientVarint(b)
+			b = b[n:]
+			*top++
+			if *all++; *all > limit || size > uint64(len(b)) {
+				return
+			}
+			if depth > 1 && size > 1 {
+				var inner int
+				countElements(b[:size], depth-1, limit, &inner, all)
+			}
+			b = b[size:]
+		case 3, 4:
+			// Groups have no length; what is in them is counted as it comes.
+		case 5:
+			b = b[min(4, len(b)):]
+		default:
 			return
-		}
-		b = b[n:]
-		*top++
-		if *all++; *all > limit {
-			return
-		}
-		if depth > 1 && len(payload) > 1 {
-			var inner int
-			countElements(payload, depth-1, limit, &inner, all)
 		}
 	}
+}
+
+// lenientVarint takes up to ten bytes, whatever they overflow.
+func lenientVarint(b []byte) (v uint64, n int) {
+	for n < len(b) && n < binary.MaxVarintLen64 {
+		c := b[n]
+		v |= uint64(c&0x7f) << (7 * n)
+		n++
+		if c < 0x80 {
+			break
+		}
+	}
+	return v, n
 }

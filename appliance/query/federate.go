@@ -78,6 +78,8 @@ func (q *Query) newFederate() http.Handler {
 			return
 		}
 		defer q.requests.leave()
+		// Here, because the compressing writer hides the connection.
+		defer limitWriting(w, f.timeout)()
 		handler(w, r)
 	})
 }
@@ -94,7 +96,6 @@ func (f *federation) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), f.timeout)
 	defer cancel()
-	defer limitWriting(w, f.timeout)()
 	if err := f.gate.Start(ctx); err != nil {
 		f.errors.Inc()
 		f.fail(w, http.StatusServiceUnavailable, errUnavailable, "too many federation requests at the same time")

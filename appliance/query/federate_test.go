@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -315,6 +316,33 @@ func TestFederateRefuses(t *testing.T) {
 		r.isErrorJSON(t)
 	}
 	s.store.fail.Store(nil)
+}
+
+// deadlines is a client's connection as far as deadlines go.
+type deadlines struct {
+	discard
+	set []time.Time
+}
+
+func (d *deadlines) SetWriteDeadline(t time.Time) error {
+	d.set = append(d.set, t)
+	return nil
+}
+
+// A client that reads slowly holds a querier, and with it the head: not for ever.
+func TestAnswersHaveADeadline(t *testing.T) {
+	s := serve(t, nil)
+	for path, h := range map[string]http.Handler{match("up"): s.Federate(), "/api/v1/series?match[]=up": s.API()} {
+		r, err := http.NewRequest("GET", path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &deadlines{discard: discard{http.Header{}}}
+		h.ServeHTTP(d, r)
+		if len(d.set) != 2 || time.Until(d.set[0]) <= 0 || !d.set[1].IsZero() {
+			t.Errorf("%s: deadlines %v, want one and its removal", path, d.set)
+		}
+	}
 }
 
 func FuzzFederate(f *testing.F) {
