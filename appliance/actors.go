@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/oklog/run"
+	"github.com/prometheus/prometheus/util/notifications"
 )
 
 // actors are what runs, in the order in which it stops: each is told to stop, and waited for, before the next one is
@@ -71,6 +72,7 @@ func (a *Appliance) waitForStop(ctx, stop context.Context) error {
 	case <-stop.Done():
 	}
 	a.stopping.Store(true)
+	a.query.Notifications().AddNotification(notifications.ShuttingDown)
 	a.web.Stop()
 	return nil
 }

@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime/debug"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/prometheus/prometheus/util/notifications"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
@@ -150,6 +149,7 @@ func (a *Appliance) refused(phase string, err error) {
 	a.reloads.success.Set(0)
 	a.reloads.failures.WithLabelValues(phase).Inc()
 	a.alert.ConfigRefused()
+	a.query.Notifications().AddNotification(notifications.ConfigurationUnsuccessful)
 	a.lastReload.Store(&reloadResult{at: time.Now(), err: err})
 	a.logger.Error("configuration refused", "file", a.opts.ConfigFile, "phase", phase, "err", err)
 }
@@ -157,6 +157,7 @@ func (a *Appliance) refused(phase string, err error) {
 func (a *Appliance) accepted() {
 	a.reloads.success.Set(1)
 	a.reloads.successTime.SetToCurrentTime()
+	a.query.Notifications().DeleteNotification(notifications.ConfigurationUnsuccessful)
 	a.lastReload.Store(&reloadResult{at: time.Now()})
 }
 
@@ -188,14 +189,8 @@ func (a *Appliance) keepConfigured(ctx context.Context) error {
 // prepareRuntime follows runtime.gogc, as upstream's main does.
 func (a *Appliance) prepareRuntime(cfg *config.Config) (func() error, error) {
 	return func() error {
-		percent := cfg.Prometheus.Runtime.GoGC
-		debug.SetGCPercent(percent)
-		shown := "off"
-		if percent >= 0 {
-			shown = strconv.Itoa(percent)
-		}
-		// Upstream's runtime information shows this variable.
-		return os.Setenv("GOGC", shown)
+		debug.SetGCPercent(cfg.Prometheus.Runtime.GoGC)
+		return nil
 	}, nil
 }
 

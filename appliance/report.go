@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -88,7 +89,7 @@ func (a *Appliance) runtimeInfo() (v1.RuntimeInfo, error) {
 	info := v1.RuntimeInfo{
 		StartTime: a.started.UTC(), CWD: cwd, Hostname: a.host, ServerTime: time.Now().UTC(),
 		GoroutineCount: runtime.NumGoroutine(), GOMAXPROCS: runtime.GOMAXPROCS(0), GOMEMLIMIT: debug.SetMemoryLimit(-1),
-		GOGC: os.Getenv("GOGC"), GODEBUG: os.Getenv("GODEBUG"), StorageRetention: a.retention(),
+		GOGC: gcPercent(a.Config().Prometheus.Runtime.GoGC), GODEBUG: os.Getenv("GODEBUG"), StorageRetention: a.retention(),
 	}
 	values, err := a.gather("prometheus_tsdb_wal_corruptions_total")
 	if err != nil {
@@ -99,6 +100,14 @@ func (a *Appliance) runtimeInfo() (v1.RuntimeInfo, error) {
 		info.ReloadConfigSuccess, info.LastConfigTime = last.err == nil, last.at.UTC()
 	}
 	return info, nil
+}
+
+// gcPercent is what upstream's runtime information says of it.
+func gcPercent(percent int) string {
+	if percent < 0 {
+		return "off"
+	}
+	return strconv.Itoa(percent)
 }
 
 // retention is what upstream's runtime information says of it: "15d", "512MB" or "15d or 512MB".

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +13,7 @@ import (
 	"time"
 )
 
-const damageFlags = "--storage.tsdb.min-block-duration=20s"
+var damageFlags = []string{"--config.file=tocsin.yml", "--storage.tsdb.min-block-duration=20s", "--web.enable-otlp-receiver"}
 
 // truth is what was acknowledged before the kill.
 type truth struct {
@@ -21,7 +22,7 @@ type truth struct {
 	counts map[string]string
 }
 
-const damageQuery = `count_over_time({job="bulk"}[2m])`
+const damageQuery = `count_over_time({job=~"bulk|late"}[2m])`
 
 func counts(p *tocsin, until time.Time) (map[string]string, error) {
 	result, err := p.query(damageQuery, until)
@@ -48,15 +49,11 @@ prometheus:
       scrape_timeout: 500ms
       static_configs: [{targets: ["`+bulk.address()+`"], labels: {instance: bulk}}]
 `)
-	p := runTocsin(t, dir, "--config.file=tocsin.yml", damageFlags)
+	p := runTocsin(t, dir, damageFlags...)
 	amtool(t, dir, p.amURL, "silence", "add", "--author=e2e", "--comment=kept", "--duration=1h", "alertname=Kept")
-	// The TSDB moves chunks to files once a minute.
-	eventually(t, 2*time.Minute, "a block is cut, and the head has chunks in files", func() error {
+	eventually(t, 2*time.Minute, "a block is cut", func() error {
 		if n, err := p.ownMetric("prometheus_tsdb_compactions_total"); err != nil || n < 1 {
 			return fmt.Errorf("%v compactions (%w)", n, err)
-		}
-		if len(glob(t, dir, "data/tsdb/chunks_head/0*")) == 0 {
-			return errors.New("no head chunks")
 		}
 		return nil
 	})
@@ -71,12 +68,37 @@ prometheus:
 		}
 		return nil
 	})
+	// Out of order, so that chunks are moved to files at once.
+	pushLate(t, p)
+	if len(glob(t, dir, "data/tsdb/chunks_head/0*")) == 0 {
+		t.Fatal("the head has no chunks in files")
+	}
 	tr := truth{dir: dir, until: time.Now().Add(-time.Second)}
 	if tr.counts, err = counts(p, tr.until); err != nil || len(tr.counts) < 500 {
 		t.Fatalf("%d series (%v)", len(tr.counts), err)
 	}
 	p.kill()
 	return tr
+}
+
+// pushLate pushes samples from the newest to the oldest.
+func pushLate(t *testing.T, p *tocsin) {
+	t.Helper()
+	now := time.Now()
+	for i := range 40 {
+		at := now.Add(-time.Duration(i) * 500 * time.Millisecond)
+		status, body, err := fetch(http.MethodPost, p.url+"/api/v1/otlp/v1/metrics", jsonType, otlpGauge("late", "e2e_late", at, float64(i)))
+		if err != nil || status != http.StatusOK {
+			t.Fatalf("push a late sample: %d %s (%v)", status, body, err)
+		}
+	}
+}
+
+// otlpGauge is one sample as OTLP in JSON.
+func otlpGauge(service, name string, at time.Time, v float64) string {
+	return fmt.Sprintf(`{"resourceMetrics":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":%q}}]},`+
+		`"scopeMetrics":[{"scope":{},"metrics":[{"name":%q,"gauge":{"dataPoints":[{"timeUnixNano":"%d","asDouble":%v}]}}]}]}]}`,
+		service, name, at.UnixNano(), v)
 }
 
 func glob(t *testing.T, dir, pattern string) []string {
@@ -187,7 +209,7 @@ func TestDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.damage(t, dir)
-			p := runTocsin(t, dir, "--config.file=tocsin.yml", damageFlags)
+			p := runTocsin(t, dir, damageFlags...)
 			after, err := counts(p, tr.until)
 			if err != nil {
 				t.Fatal(err)

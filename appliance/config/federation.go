@@ -14,6 +14,15 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
+// Ceilings of an upstream's limits: they hold where the section says 0 or more.
+// What is pulled is held in memory before any of it is stored.
+const (
+	CeilingBodyBytes  = 256 << 20
+	CeilingSamples    = 1_000_000
+	CeilingLabels     = 1_000
+	CeilingLabelBytes = 64 << 10 // of a name, and of a value
+)
+
 const (
 	defaultInterval    = model.Duration(time.Minute)
 	defaultTimeout     = model.Duration(10 * time.Second)

@@ -25,7 +25,8 @@ func Manual() string {
 	fields(&b, "federation[].metrics[].", reflect.TypeFor[Metric]())
 	b.WriteString("\n" + manualFederationExample)
 
-	b.WriteString("\n## Limits\n\n" + manualLimits)
+	fmt.Fprintf(&b, "\n## Limits\n\n"+manualLimits,
+		CeilingBodyBytes>>20, CeilingSamples, CeilingLabels, CeilingLabelBytes>>10)
 
 	b.WriteString("\n## The built-in configuration\n\n")
 	b.WriteString("This is what holds without a file, and for each of the two sections that a file leaves out. ")
@@ -118,10 +119,11 @@ changes. A changed field that does not reload is refused by its name.
 `
 
 const manualPrometheus = "The format is Prometheus's own: <https://prometheus.io/docs/prometheus/latest/configuration/configuration/>.\n" + `Every section of it is honoured: ` + "`global`, `runtime`, `rule_files`, `scrape_configs`, `scrape_config_files`, `alerting`," + `
-` + "`remote_write`, `remote_read`, `storage`, `otlp`, `tracing`" + `, with every kind of service discovery. Three things differ from stock Prometheus:
+` + "`remote_write`, `remote_read`, `storage`, `otlp`, `tracing`" + `, with every kind of service discovery. Four things differ from stock Prometheus:
 
 - ` + "`storage.tsdb.out_of_order_time_window`" + ` is 2h if it is left out, because a replica that catches up writes late samples.
   Write ` + "`0s`" + ` to switch that off.
+- ` + "`runtime.gogc`" + ` is 45 if neither the file nor the environment variable GOGC sets it: memory is collected more often.
 - A path without wildcards in ` + "`rule_files`" + ` or ` + "`scrape_config_files`" + ` that does not exist is an error, and so is a missing
   certificate or secret file.
 - Alerts always go to the embedded Alertmanager; those under ` + "`alerting.alertmanagers`" + ` get them as well.
@@ -162,12 +164,16 @@ all others go on.
 
 | Limit | Built-in scrape jobs | Federation | Why this much |
 |---|---|---|---|
-| ` + "`body_size_limit`" + ` | 64MB | 50MB | the body is held in memory while it is read; very large expositions are 10 to 20 MB |
-| ` + "`sample_limit`" + ` | 100000 | 50000 | every new series stays in memory for hours, about 1.5 KB each |
+| ` + "`body_size_limit`" + ` | 1MB | 50MB | the body is held in memory while it is read, and see below; a node_exporter sends 0.2 MB |
+| ` + "`sample_limit`" + ` | 50000 | 50000 | every new series stays in memory for hours, about 1.5 KB each |
 | ` + "`label_limit`" + ` | 64 | 64 | more labels on one series are a mistake in instrumentation |
 | ` + "`label_name_length_limit`" + ` | 512 | 512 | bytes; names are held once for each series |
 | ` + "`label_value_length_limit`" + ` | 4096 | 4096 | bytes; long enough for a URL, too short for a document |
 
+Raise ` + "`body_size_limit`" + ` for the jobs whose targets send more **and that you trust**: Prometheus's parser of the protobuf
+format needs about 500 bytes of memory for each byte of a body that is made for the purpose, and from 2 MB on such a body
+ends the process. Which format a target answers in is the target's choice. Federation is not affected.
+
 In a ` + "`prometheus`" + ` section of your own Prometheus's defaults hold, which are no limits: set them under ` + "`global`" + `.
-In ` + "`federation`" + ` 0 or anything larger means the ceilings 256MB, 1000000 samples, 1000 labels and 64 KiB for a name or a value.
+In ` + "`federation`" + ` 0 or anything larger means the ceilings: %dMB, %d samples, %d labels and %d KiB for a name or a value.
 `

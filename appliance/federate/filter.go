@@ -12,15 +12,6 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
 
-// What holds where the section sets no limit (0), because there is no input
-// without a bound.
-const (
-	ceilingBodyBytes  = 256 << 20
-	ceilingSamples    = 1_000_000
-	ceilingLabels     = 1_000
-	ceilingLabelBytes = 64 << 10
-)
-
 // filter is the allow list of one upstream together with the labels that we set
 // and the limits. It decides on one series at a time and keeps no state.
 type filter struct {
@@ -49,11 +40,11 @@ func newFilter(c *config.Upstream) (*filter, error) {
 		byName:          map[string][]int{},
 		origin:          labels.Label{Name: c.OriginLabel, Value: c.Name},
 		set:             make(map[string]string, len(c.Labels)),
-		bodyBytes:       orCeiling(int64(c.BodySizeLimit), ceilingBodyBytes),
-		samples:         int(orCeiling(clamp(c.SampleLimit), ceilingSamples)),
-		labels:          int(orCeiling(clamp(c.LabelLimit), ceilingLabels)),
-		labelNameBytes:  int(orCeiling(clamp(c.LabelNameLengthLimit), ceilingLabelBytes)),
-		labelValueBytes: int(orCeiling(clamp(c.LabelValueLengthLimit), ceilingLabelBytes)),
+		bodyBytes:       orCeiling(int64(c.BodySizeLimit), config.CeilingBodyBytes),
+		samples:         int(orCeiling(clamp(c.SampleLimit), config.CeilingSamples)),
+		labels:          int(orCeiling(clamp(c.LabelLimit), config.CeilingLabels)),
+		labelNameBytes:  int(orCeiling(clamp(c.LabelNameLengthLimit), config.CeilingLabelBytes)),
+		labelValueBytes: int(orCeiling(clamp(c.LabelValueLengthLimit), config.CeilingLabelBytes)),
 	}
 	for name, value := range c.Labels {
 		if name == c.OriginLabel || name == model.MetricNameLabel {
@@ -191,11 +182,12 @@ func (f *filter) checkLimits(ls labels.Labels) error {
 	})
 }
 
+// orCeiling is the limit that holds: there is no input without a bound.
 func orCeiling(limit, ceiling int64) int64 {
 	if limit <= 0 {
 		return ceiling
 	}
-	return limit
+	return min(limit, ceiling)
 }
 
 func clamp(n uint) int64 {
