@@ -132,6 +132,6 @@ func (a *Appliance) storageStatus(s *web.Status) {
 	}
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(a.opts.StoragePath, &fs); err == nil {
-		s.Storage.FreeBytes = int64(fs.Bavail) * int64(fs.Bsize)
+		s.Storage.FreeBytes = int64(fs.Bavail) * fs.Bsize
 	}
 }

@@ -19,19 +19,19 @@ var damageFlags = []string{"--config.file=tocsin.yml", "--storage.tsdb.min-block
 type truth struct {
 	dir    string    // with tocsin.yml and data
 	until  time.Time // of the last sample that counts
-	counts map[string]string
+	counts map[string]int
 }
 
-const damageQuery = `count_over_time({job=~"bulk|late"}[2m])`
+const damageQuery = `{job=~"bulk|late"}[2m]`
 
-func counts(p *tocsin, until time.Time) (map[string]string, error) {
+func counts(p *tocsin, until time.Time) (map[string]int, error) {
 	result, err := p.query(damageQuery, until)
 	if err != nil {
 		return nil, err
 	}
-	counts := map[string]string{}
+	counts := map[string]int{}
 	for _, s := range result {
-		counts[s.id()] = s.Value.Value
+		counts[s.id()] = len(s.Values)
 	}
 	return counts, nil
 }
@@ -136,6 +136,19 @@ func biggest(t *testing.T, dir, pattern string) string {
 	return path
 }
 
+// lastFilled is the newest file of a pattern that is not empty.
+func lastFilled(t *testing.T, dir, pattern string) string {
+	t.Helper()
+	found := glob(t, dir, pattern)
+	for _, f := range slices.Backward(found) {
+		if info, err := os.Stat(f); err == nil && info.Size() > 0 {
+			return f
+		}
+	}
+	t.Fatalf("nothing is %s in %s", pattern, dir)
+	return ""
+}
+
 // flip inverts some bytes in the middle of a file.
 func flip(t *testing.T, path string) {
 	t.Helper()
@@ -175,7 +188,7 @@ func TestDamage(t *testing.T) {
 		series int      // at least
 	}{
 		{"nothing", func(*testing.T, string) {}, nil, true, 500},
-		{"log is torn", func(t *testing.T, dir string) { truncate(t, biggest(t, dir, "data/tsdb/wal/0*"), 100) },
+		{"log is torn", func(t *testing.T, dir string) { truncate(t, lastFilled(t, dir, "data/tsdb/wal/0*"), 13) },
 			[]string{"repair", "truncat", "corrupt"}, false, 500},
 		{"log is damaged midway", func(t *testing.T, dir string) { flip(t, biggest(t, dir, "data/tsdb/wal/0*")) },
 			[]string{"repair", "corrupt"}, false, 500},
@@ -204,6 +217,7 @@ func TestDamage(t *testing.T) {
 			[]string{"alertmanager", "silence"}, true, 500},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			dir := workDir(t)
 			if err := os.CopyFS(dir, os.DirFS(tr.dir)); err != nil {
 				t.Fatal(err)
@@ -218,8 +232,9 @@ func TestDamage(t *testing.T) {
 				t.Errorf("%d series of %d are left", len(after), len(tr.counts))
 			}
 			for id, n := range tr.counts {
-				if c.whole && after[id] != n {
-					t.Fatalf("%s has %s samples of %s", id, after[id], n)
+				// No damage is to the log of what came out of order.
+				if whole := c.whole || strings.Contains(id, "e2e_late"); whole && after[id] != n {
+					t.Errorf("%s has %d samples of %d", id, after[id], n)
 				}
 			}
 			if c.log != nil && !saysSo(p, c.log) {

@@ -228,7 +228,9 @@ func (w *Web) bind() (err error) {
 }
 
 func listen(flag, address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
+	var lc net.ListenConfig
+	// Binding does not wait, so there is nothing that a context could cut short.
+	l, err := lc.Listen(context.Background(), "tcp", address)
 	if err == nil {
 		return l, nil
 	}
@@ -293,7 +295,7 @@ func (w *Web) ready() (bool, string) {
 // Run serves until ctx ends, then lets running requests finish within the
 // grace, cuts the others, and returns when no handler runs any more.
 func (w *Web) Run(ctx context.Context) error {
-	defer w.Close()
+	defer func() { _ = w.Close() }() // Close has no error to report.
 	logger := slog.NewLogLogger(w.o.Logger.Handler(), slog.LevelWarn)
 	server := func(h http.Handler) *http.Server {
 		return &http.Server{

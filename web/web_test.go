@@ -461,7 +461,7 @@ func TestReloadOutlivesItsClient(t *testing.T) {
 		return nil
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
-	req, err := http.NewRequestWithContext(ctx, "POST", d.base+"/-/reload", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.base+"/-/reload", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ func readFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, plainPathError(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // It was only read.
 	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
 	if err != nil {
 		return nil, plainPathError(err)

@@ -87,7 +87,7 @@ func TestRealistic(t *testing.T) {
 		cfg.Alertmanager.Global.SMTPAuthPasswordFile,
 		cfg.Alertmanager.Global.SlackAPIURLFile,
 		cfg.Alertmanager.Receivers[3].SlackConfigs[0].APIURLFile,
-		string(cfg.Alertmanager.Receivers[2].PagerdutyConfigs[0].RoutingKeyFile),
+		cfg.Alertmanager.Receivers[2].PagerdutyConfigs[0].RoutingKeyFile,
 		cfg.Alertmanager.Receivers[4].WebhookConfigs[0].HTTPConfig.Authorization.CredentialsFile,
 		cfg.Federation[0].HTTPClientConfig.BasicAuth.PasswordFile,
 	}, cfg.RuleFiles...)

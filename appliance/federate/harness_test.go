@@ -178,7 +178,7 @@ func (b *bench) stored(t testing.TB) map[string][]point {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer q.Close() //nolint:errcheck // read only
+	defer q.Close()
 	set := q.Select(context.Background(), true, nil, labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+"))
 	all := map[string][]point{}
 	for set.Next() {

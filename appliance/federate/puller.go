@@ -183,7 +183,7 @@ func (p *puller) pull(ctx context.Context, planned time.Time) {
 	if err == nil {
 		err = a.collisionError()
 	}
-	err = p.write(context.WithoutCancel(ctx), u, a, now.UnixMilli(), took, err)
+	err = p.write(context.WithoutCancel(ctx), a, now.UnixMilli(), took, err)
 
 	p.metrics.count(a, err)
 	u.target.Report(start, took, err)

@@ -38,7 +38,7 @@ var allSkipReasons = []skipReason{skipDuplicate, skipOutOfOrder, skipTooOld, ski
 //
 // After a collision up stays 1, since the upstream answered and the rest of its
 // data is stored; the target shows the error.
-func (p *puller) write(ctx context.Context, u *upstream, a *answer, now int64, took time.Duration, pullErr error) error {
+func (p *puller) write(ctx context.Context, a *answer, now int64, took time.Duration, pullErr error) error {
 	if pullErr == nil || resultOf(pullErr) == resultPartial {
 		err := p.writeAnswer(ctx, a, now, took)
 		if err == nil {

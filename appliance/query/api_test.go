@@ -264,7 +264,7 @@ func TestAdmin(t *testing.T) {
 			}
 			r.isErrorJSON(t)
 		}
-		if r := s.do(t, "GET", "/api/v1/query?query=up", nil); !strings.Contains(r.body, `"result":[]`) {
+		if r := s.do(t, http.MethodGet, "/api/v1/query?query=up", nil); !strings.Contains(r.body, `"result":[]`) {
 			t.Errorf("deleted series still answers: %s", r.body)
 		}
 	})
@@ -273,7 +273,7 @@ func TestAdmin(t *testing.T) {
 func TestLiveNotifications(t *testing.T) {
 	s := serve(t, func(o *Options) { o.MaxSubscribers = 1 })
 	s.Notifications().AddNotification("the reload was refused")
-	req, err := http.NewRequestWithContext(t.Context(), "GET", s.base+"/api/v1/notifications/live", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.base+"/api/v1/notifications/live", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +287,7 @@ func TestLiveNotifications(t *testing.T) {
 	if err != nil || !strings.Contains(string(buf[:n]), "the reload was refused") {
 		t.Errorf("%q %v", buf[:n], err)
 	}
-	if r := s.do(t, "GET", "/api/v1/notifications/live", nil); r.code != 204 {
+	if r := s.do(t, http.MethodGet, "/api/v1/notifications/live", nil); r.code != 204 {
 		t.Errorf("one subscriber too many: %d", r.code)
 	}
 }
@@ -301,7 +301,7 @@ func TestPatternIsHandedOut(t *testing.T) {
 		"/api/v1/nothing/12":       "/api/v1",
 		"/api/v1/query/":           "/api/v1",
 	} {
-		r, err := http.NewRequest("GET", path, nil)
+		r, err := http.NewRequest(http.MethodGet, path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -335,7 +335,7 @@ func FuzzAPI(f *testing.F) {
 			"match[]": {match}, "match_target": {match}, "metric": {query}, "scrapePool": {match}, "labels": {query}, "stats": {limit}, "lookback_delta": {timeout},
 		}
 		p := "/api/v1/" + paths[path%uint(len(paths))]
-		r := s.do(t, "GET", p+"?"+v.Encode(), nil)
+		r := s.do(t, http.MethodGet, p+"?"+v.Encode(), nil)
 		// 503 is a query that was allowed less time than it took.
 		if r.code >= 500 && r.code != 503 {
 			t.Errorf("%s?%s: %d %s", p, v.Encode(), r.code, r.body)

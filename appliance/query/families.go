@@ -58,7 +58,7 @@ func (f *familyWriter) write(lset labels.Labels, s sample) error {
 	if s.h != nil && !f.native && !s.h.UsesCustomBuckets() {
 		return nil // the format cannot say it; one with custom buckets is a classic histogram
 	}
-	name := lset.Get(labels.MetricName)
+	name := lset.Get(model.MetricNameLabel)
 	if name == "" {
 		f.nameless++
 		return nil
@@ -100,7 +100,7 @@ func (f *familyWriter) pairs(lset labels.Labels) []*dto.LabelPair {
 	pairs := make([]*dto.LabelPair, 0, lset.Len()+len(f.external))
 	lset.Range(func(l labels.Label) {
 		// An empty value is the same as no label.
-		if l.Name != labels.MetricName && l.Value != "" {
+		if l.Name != model.MetricNameLabel && l.Value != "" {
 			pairs = append(pairs, &dto.LabelPair{Name: proto.String(l.Name), Value: proto.String(l.Value)})
 		}
 	})

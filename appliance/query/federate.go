@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/timestamp"
@@ -199,12 +200,12 @@ func (f *federation) send(ctx context.Context, q storage.Querier, window span, s
 	if err != nil {
 		return fmt.Errorf("read label names: %w", err)
 	}
-	if !slices.ContainsFunc(all, func(n string) bool { return n < labels.MetricName }) {
+	if !slices.ContainsFunc(all, func(n string) bool { return n < model.MetricNameLabel }) {
 		return f.sendSeries(ctx, q, window, selectors, out)
 	}
 	names := map[string]struct{}{}
 	for _, s := range selectors {
-		values, warnings, err := q.LabelValues(ctx, labels.MetricName, &storage.LabelHints{}, s...)
+		values, warnings, err := q.LabelValues(ctx, model.MetricNameLabel, &storage.LabelHints{}, s...)
 		f.warnings.Add(float64(len(warnings)))
 		if err != nil {
 			return fmt.Errorf("read metric names: %w", err)
@@ -214,7 +215,7 @@ func (f *federation) send(ctx context.Context, q storage.Querier, window span, s
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		m, err := labels.NewMatcher(labels.MatchEqual, labels.MetricName, name)
+		m, err := labels.NewMatcher(labels.MatchEqual, model.MetricNameLabel, name)
 		if err != nil {
 			return fmt.Errorf("select metric %s: %w", name, err)
 		}

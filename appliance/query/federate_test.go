@@ -123,7 +123,7 @@ func TestFederate(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, accept := range []string{"", protoType, "text/plain;version=1.0.0;escaping=allow-utf-8"} {
-				r := s.do(t, "GET", match(tt.selectors...), nil, "Accept", accept)
+				r := s.do(t, http.MethodGet, match(tt.selectors...), nil, "Accept", accept)
 				if r.code != 200 {
 					t.Fatalf("%s: %d %s", accept, r.code, r.body)
 				}
@@ -133,10 +133,10 @@ func TestFederate(t *testing.T) {
 			}
 		})
 	}
-	if r := s.do(t, "GET", match("not_a_number"), nil); !strings.Contains(r.body, " NaN ") {
+	if r := s.do(t, http.MethodGet, match("not_a_number"), nil); !strings.Contains(r.body, " NaN ") {
 		t.Errorf("a NaN that is a value is left out: %q", r.body)
 	}
-	r := s.do(t, "GET", match("up"), nil, "Accept-Encoding", "gzip")
+	r := s.do(t, http.MethodGet, match("up"), nil, "Accept-Encoding", "gzip")
 	if r.header.Get("Content-Encoding") != "gzip" {
 		t.Errorf("not compressed: %v", r.header)
 	}
@@ -166,7 +166,7 @@ func TestFederateOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, accept := range []string{"", protoType} {
-				r := s.do(t, "GET", match(`{__name__=~".+"}`, "a"), nil, "Accept", accept)
+				r := s.do(t, http.MethodGet, match(`{__name__=~".+"}`, "a"), nil, "Accept", accept)
 				got := parse(t, r)
 				if len(got) != 3*n {
 					t.Fatalf("%d series, want %d", len(got), 3*n)
@@ -218,7 +218,7 @@ func TestFederateHistograms(t *testing.T) {
 	}
 	s.add(t, time.Now().Add(-time.Minute), 1, "__name__", "plain")
 
-	r := s.do(t, "GET", match(`{__name__=~".+"}`), nil, "Accept", protoType)
+	r := s.do(t, http.MethodGet, match(`{__name__=~".+"}`), nil, "Accept", protoType)
 	got := map[string]parsed{}
 	for _, x := range parse(t, r) {
 		name, _, _ := strings.Cut(strings.TrimPrefix(x.series, `{__name__="`), `"`)
@@ -236,7 +236,7 @@ func TestFederateHistograms(t *testing.T) {
 		t.Errorf("custom: %v", got)
 	}
 
-	text := s.do(t, "GET", match(`{__name__=~".+"}`), nil)
+	text := s.do(t, http.MethodGet, match(`{__name__=~".+"}`), nil)
 	for _, want := range []string{"custom_bucket{", `le="+Inf"`, "plain{"} {
 		if !strings.Contains(text.body, want) {
 			t.Errorf("the text lacks %s", want)
@@ -269,7 +269,7 @@ func TestFederateEscaping(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.accept, func(t *testing.T) {
-			r := s.do(t, "GET", match(`{"my.metric"}`), nil, "Accept", tt.accept)
+			r := s.do(t, http.MethodGet, match(`{"my.metric"}`), nil, "Accept", tt.accept)
 			if !strings.Contains(r.body, tt.want) {
 				t.Errorf("%s lacks %s", r.body, tt.want)
 			}
@@ -295,7 +295,7 @@ func TestFederateRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, encoding := range []string{"identity", "gzip"} {
-				r := s.do(t, "GET", path, nil, "Accept-Encoding", encoding)
+				r := s.do(t, http.MethodGet, path, nil, "Accept-Encoding", encoding)
 				if r.code != 400 {
 					t.Errorf("code %d: %s", r.code, r.body)
 				}
@@ -309,7 +309,7 @@ func TestFederateRefuses(t *testing.T) {
 	}
 	for want, fail := range map[int]error{503: tsdb.ErrNotReady, 500: errors.New("disk on fire")} {
 		s.store.fail.Store(&fail)
-		r := s.do(t, "GET", match("up"), nil)
+		r := s.do(t, http.MethodGet, match("up"), nil)
 		if r.code != want {
 			t.Errorf("%v: code %d", fail, r.code)
 		}
@@ -333,7 +333,7 @@ func (d *deadlines) SetWriteDeadline(t time.Time) error {
 func TestAnswersHaveADeadline(t *testing.T) {
 	s := serve(t, nil)
 	for path, h := range map[string]http.Handler{match("up"): s.Federate(), "/api/v1/series?match[]=up": s.API()} {
-		r, err := http.NewRequest("GET", path, nil)
+		r, err := http.NewRequest(http.MethodGet, path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -361,7 +361,7 @@ func FuzzFederate(f *testing.F) {
 		if err != nil {
 			return
 		}
-		r := s.do(t, "GET", "/federate?"+u.RawQuery, nil, "Accept", accept)
+		r := s.do(t, http.MethodGet, "/federate?"+u.RawQuery, nil, "Accept", accept)
 		switch r.code {
 		case 200:
 			if !strings.Contains(r.header.Get("Content-Type"), "encoding=text") && !strings.Contains(r.header.Get("Content-Type"), "compact") {

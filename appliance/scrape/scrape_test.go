@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/discovery"
 	"github.com/prometheus/prometheus/model/labels"
 	promscrape "github.com/prometheus/prometheus/scrape"
@@ -153,7 +154,7 @@ scrape_configs: [{job_name: j, scrape_interval: 100ms, scrape_timeout: 100ms, st
 				t.Error(err)
 			}
 		}()
-		return q.Select(context.Background(), false, nil, labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, "jobs_done")).Next()
+		return q.Select(context.Background(), false, nil, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "jobs_done")).Next()
 	})
 	stop()
 	// A scrape that is still under way would append to a closed store after this.

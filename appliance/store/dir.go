@@ -133,7 +133,7 @@ func readMarker(dir string) (marker, error) {
 	if err != nil {
 		return marker{}, fmt.Errorf("read marker: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // It was only read.
 	b, err := io.ReadAll(io.LimitReader(f, markerMaxBytes+1))
 	if err != nil {
 		return marker{}, fmt.Errorf("read marker %s: %w", path, err)

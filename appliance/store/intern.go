@@ -163,7 +163,7 @@ func (in *interner) verify(ctx context.Context, head *tsdb.Head) error {
 	if err != nil {
 		return fmt.Errorf("open head index: %w", err)
 	}
-	defer ir.Close()
+	defer func() { _ = ir.Close() }() // It was only read.
 	name, value := index.AllPostingsKey()
 	p, err := ir.Postings(ctx, name, value)
 	if err != nil {

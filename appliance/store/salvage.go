@@ -243,7 +243,7 @@ func checkHeadChunkFile(path string, last bool) error {
 	if err != nil {
 		return fmt.Errorf("open head chunk file: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // It was only read.
 	var head [chunks.HeadChunkFileHeaderSize]byte
 	n, err := io.ReadFull(f, head[:])
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -384,7 +384,7 @@ func copyRecords(w *wlog.WL, path string, offset int64) (copied int, next int64,
 	if err != nil {
 		return 0, 0, errors.Join(fmt.Errorf("read checkpoint segment: %w", err), seg.Close())
 	}
-	defer rd.Close()
+	defer func() { _ = rd.Close() }() // It was only read.
 	r := wlog.NewReader(rd)
 	for r.Next() {
 		if err := w.Log(r.Record()); err != nil {

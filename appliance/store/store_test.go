@@ -68,8 +68,7 @@ type opened struct {
 	once   sync.Once
 }
 
-func noMount(string) (bool, error)  { return false, nil }
-func isAMount(string) (bool, error) { return true, nil }
+func noMount(string) (bool, error) { return false, nil }
 
 // start runs a store in dir without waiting.
 func start(t testing.TB, dir string, change ...func(*Options)) *opened {
@@ -327,7 +326,9 @@ func TestCloseIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.cancel()
-	<-o.done
+	if err := <-o.done; err != nil {
+		t.Error(err)
+	}
 	o.done <- nil
 	err = o.Close()
 	if !errors.Is(err, ErrCloseTimeout) || !strings.Contains(err.Error(), "1 queriers") {
@@ -432,9 +433,8 @@ func TestOutOfOrderAndExemplarReload(t *testing.T) {
 	o.append(1, now)
 	try := func(at int64) error {
 		app := o.Appender(context.Background())
-		defer app.Rollback()
 		_, err := app.Append(0, seriesLabels(0), at, 1)
-		return err
+		return errors.Join(err, app.Rollback())
 	}
 	if err := try(now - 1*hour - hour/2); err != nil {
 		t.Errorf("inside the default window: %v", err)

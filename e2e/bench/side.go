@@ -147,7 +147,7 @@ func (s *side) metric(ctx context.Context, name string) (float64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the metrics of %s: %w", s.name, err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // It was only read.
 	if resp.StatusCode != http.StatusOK {
 		return 0, fmt.Errorf("read the metrics of %s: %s", s.name, resp.Status)
 	}

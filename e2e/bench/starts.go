@@ -207,7 +207,7 @@ func copyFile(from, to string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }() // It was only read.
 	w, err := os.Create(to)
 	if err != nil {
 		return err
