@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func tocsin(args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = run(args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestCommands(t *testing.T) {
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.yml")
+	if err := os.WriteFile(bad, []byte("replicas: 3\nfederation: [{name: a}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args           []string
+		code           int
+		stdout, stderr []string
+	}{
+		"version":                {[]string{"version"}, 0, []string{"tocsin, version", "prometheus:   3.9.1"}, nil},
+		"help":                   {[]string{"--help"}, 0, []string{"Run a replica", "Check a configuration"}, nil},
+		"help of run":            {[]string{"run", "--help"}, 0, []string{"--config.file", "promql-experimental-functions"}, nil},
+		"no command":             {nil, exitUsage, nil, []string{"tocsin --help"}},
+		"an unknown flag":        {[]string{"run", "--no-such"}, exitUsage, nil, []string{"--no-such"}},
+		"an unknown feature":     {[]string{"run", "--enable-feature=magic"}, exitFailed, nil, []string{"magic", "promql-experimental-functions"}},
+		"a bad address":          {[]string{"run", "--grpc.listen-address=nowhere"}, exitFailed, nil, []string{"--grpc.listen-address"}},
+		"a bad log level":        {[]string{"run", "--log.level=loud"}, exitUsage, nil, []string{"--log.level"}},
+		"a bad origin":           {[]string{"run", "--web.cors.origin=("}, exitFailed, nil, []string{"--web.cors.origin"}},
+		"a ratio of 2":           {[]string{"run", "--auto-gomemlimit.ratio=2"}, exitFailed, nil, []string{"--auto-gomemlimit.ratio"}},
+		"a file that is missing": {[]string{"run", "--config.file=" + filepath.Join(dir, "none.yml")}, exitUsage, nil, []string{"none.yml"}},
+		"check of what we ship":  {[]string{"check", "../../packaging/etc/tocsin.yml"}, 0, []string{"is good", "2 scrape jobs"}, nil},
+		"check of a bad file":    {[]string{"check", bad}, exitUsage, nil, []string{"bad.yml:1", "replicas", "bad.yml:2", "url"}},
+		"run with a bad file":    {[]string{"run", "--config.file=" + bad, "--storage.path=" + filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0", "--alertmanager.listen-address="}, exitUsage, nil, []string{"bad.yml:1", "bad.yml:2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, stdout, stderr := tocsin(c.args...)
+			if code != c.code {
+				t.Errorf("exit code %d, want %d; stderr: %s", code, c.code, stderr)
+			}
+			for _, want := range c.stdout {
+				if !strings.Contains(stdout, want) {
+					t.Errorf("stdout lacks %q: %s", want, stdout)
+				}
+			}
+			for _, want := range c.stderr {
+				if !strings.Contains(stderr, want) {
+					t.Errorf("stderr lacks %q: %s", want, stderr)
+				}
+			}
+		})
+	}
+	if _, err := os.Stat(filepath.Join(dir, "data")); err == nil {
+		t.Error("a start that was refused for its configuration has touched the data directory")
+	}
+}
+
+// TestFlagsAndFileShareNothing holds that a setting has one place: what the file has, no flag has.
+func TestFlagsAndFileShareNothing(t *testing.T) {
+	_, cli, _ := tocsin("docs", "cli")
+	for _, field := range []string{"retention.time", "retention.size", "out-of-order", "scrape-interval", "evaluation-interval", "replica.", "federation."} {
+		if strings.Contains(cli, "`--"+field) || strings.Contains(cli, "`--storage.tsdb."+field) {
+			t.Errorf("there is a flag for %s, which the file has", field)
+		}
+	}
+}
+
+func TestManualsAreUpToDate(t *testing.T) {
+	for manual, file := range map[string]string{"cli": "cli.md", "config": "configuration.md"} {
+		want, err := os.ReadFile(filepath.Join("../../docs", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, got, _ := tocsin("docs", manual); got != string(want) {
+			t.Errorf("docs/%s is not what the program says: run make docs", file)
+		}
+	}
+}
