@@ -71,7 +71,7 @@ func (a *Appliance) waitForStop(ctx, stop context.Context) error {
 		a.logger.Info("stopping, as asked for over HTTP")
 	case <-stop.Done():
 	}
-	a.stopping.Store(true)
+	close(a.stopRequested)
 	a.query.Notifications().AddNotification(notifications.ShuttingDown)
 	a.web.Stop()
 	return nil

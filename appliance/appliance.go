@@ -65,9 +65,10 @@ type Appliance struct {
 	reloading  sync.Mutex    // Held while a configuration is applied.
 	reloads    reloadMetrics
 	lastReload atomic.Pointer[reloadResult]
-	stopping   atomic.Bool
-	quit       chan struct{}
+	quit       chan struct{} // Closed when a stop is asked for over HTTP.
 	quitOnce   sync.Once
+	// stopRequested is closed once the process is told to stop, whoever told it.
+	stopRequested chan struct{}
 }
 
 // teardown closes something that New opened.
@@ -98,7 +99,9 @@ func New(opts Options) (_ *Appliance, err error) {
 		started:    time.Now(),
 		configured: make(chan struct{}),
 		quit:       make(chan struct{}),
-		reloads:    newReloadMetrics(opts.Registry),
+
+		stopRequested: make(chan struct{}),
+		reloads:       newReloadMetrics(opts.Registry),
 	}
 	defer func() {
 		if err != nil {
@@ -222,7 +225,7 @@ func (a *Appliance) Run(ctx context.Context) error {
 
 // Ready says whether everything works, and in a sentence what it is still waiting for.
 func (a *Appliance) Ready() (bool, string) {
-	if a.stopping.Load() {
+	if a.stopping() {
 		return false, "stopping"
 	}
 	if ok, sentence := a.store.Condition(); !ok {
@@ -233,6 +236,15 @@ func (a *Appliance) Ready() (bool, string) {
 		return true, "ready"
 	default:
 		return false, "applying the configuration"
+	}
+}
+
+func (a *Appliance) stopping() bool {
+	select {
+	case <-a.stopRequested:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -308,7 +320,7 @@ type scrapeManager struct{ a *Appliance }
 
 func (s scrapeManager) Get() (*promscrape.Manager, error) {
 	if s.a.scrape == nil {
-		return nil, errNotReady
+		return nil, errors.New("the scrape manager is not built yet")
 	}
 	return s.a.scrape.Manager(), nil
 }

@@ -69,21 +69,24 @@ func newReloadMetrics(reg prometheus.Registerer) reloadMetrics {
 	}
 }
 
-// errNotReady says that there is nothing yet that could be replaced.
-var errNotReady = errors.New("the first configuration is not applied yet: wait until /-/ready answers 200, then reload again")
+// errStopping says that nothing is reloaded into a process that stops.
+var errStopping = errors.New("the process is stopping")
 
 // Reload reads the configuration file anew and applies it whole or not at all. Its error says what was wrong and that
-// nothing changed; it is logged and counted here, so that a caller only passes it on.
-func (a *Appliance) Reload(context.Context) error {
+// nothing changed; it is logged and counted here, so that a caller only passes it on. Asked for while the process
+// starts, it waits until there is a configuration in force that it could replace.
+func (a *Appliance) Reload(ctx context.Context) error {
 	select {
 	case <-a.configured:
-	default:
-		return errNotReady
+	case <-a.stopRequested:
+		return errStopping
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the first configuration: %w", ctx.Err())
 	}
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	if a.stopping.Load() {
-		return errors.New("the process is stopping")
+	if a.stopping() {
+		return errStopping
 	}
 	start := time.Now()
 	phase, err := a.reload()

@@ -9,6 +9,7 @@ package alert
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -257,12 +258,26 @@ func (a *Alert) Close() error {
 // because before that nobody could be notified.
 func (a *Alert) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a.dispatcher.Load() == nil {
-			http.Error(w, "the Alertmanager has no configuration yet: it is starting", http.StatusServiceUnavailable)
-			return
+		if r.Method == http.MethodPost {
+			if err := refuseNulls(r); err != nil {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(http.StatusBadRequest)
+				// The client may be gone.
+				_ = json.NewEncoder(w).Encode(map[string]any{"code": http.StatusBadRequest, "message": err.Error()})
+				return
+			}
 		}
-		a.handler.ServeHTTP(w, r)
+		a.serve(w, r)
 	})
+}
+
+// serve is Handler for requests that are known to be well-formed: our own.
+func (a *Alert) serve(w http.ResponseWriter, r *http.Request) {
+	if a.dispatcher.Load() == nil {
+		http.Error(w, "the Alertmanager has no configuration yet: it is starting", http.StatusServiceUnavailable)
+		return
+	}
+	a.handler.ServeHTTP(w, r)
 }
 
 // Notifier is the delivery queue, for the Prometheus API's list of Alertmanagers.

@@ -394,6 +394,48 @@ func TestBuiltInReceiverLogs(t *testing.T) {
 	})
 }
 
+func TestNullsInListsAreRefused(t *testing.T) {
+	r := start(t, t.TempDir(), webhook("http://127.0.0.1:1"), "")
+	now, later := time.Now().Format(time.RFC3339), time.Now().Add(time.Hour).Format(time.RFC3339)
+	for path, body := range map[string]string{
+		"/api/v2/alerts":   `[{"labels":{"alertname":"a"}},null]`,
+		"/api/v2/silences": fmt.Sprintf(`{"matchers":[null],"startsAt":%q,"endsAt":%q,"createdBy":"me","comment":"x"}`, now, later),
+	} {
+		var answer struct {
+			Code    int
+			Message string
+		}
+		if code := r.call(http.MethodPost, path, body, &answer); code != http.StatusBadRequest || !strings.Contains(answer.Message, "null") {
+			t.Errorf("POST %s %s: %d %+v", path, body, code, answer)
+		}
+	}
+	// In a text it is none of our business.
+	if code := r.call(http.MethodPost, "/api/v2/alerts", `[{"labels":{"alertname":"a"},"annotations":{"x":"[null]"}}]`, nil); code != http.StatusOK {
+		t.Errorf("a text that reads [null]: %d", code)
+	}
+}
+
+func FuzzFindNull(f *testing.F) {
+	for _, s := range []string{`[null]`, `{"a":[1,null]}`, `[`, `]`, `{"a":null}`, `null`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		// It must end, and whatever it lets through must not be a list of objects that holds a null.
+		if alert.FindNull(body) != nil {
+			return
+		}
+		var list []*struct{}
+		if json.Unmarshal(body, &list) != nil {
+			return
+		}
+		for _, e := range list {
+			if e == nil {
+				t.Fatalf("%s was let through", body)
+			}
+		}
+	})
+}
+
 func TestNotReadyBeforeTheFirstConfiguration(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	sd, err := discovery.CreateAndRegisterSDMetrics(reg)

@@ -158,7 +158,7 @@ func (a *Alert) send(ctx context.Context, c *http.Client, req *http.Request) (*h
 		return c.Do(req.WithContext(ctx))
 	}
 	w := &answer{header: http.Header{}}
-	http.StripPrefix(prefix, a.Handler()).ServeHTTP(w, req.WithContext(ctx))
+	http.StripPrefix(prefix, http.HandlerFunc(a.serve)).ServeHTTP(w, req.WithContext(ctx))
 	return w.response(req), nil
 }
 

@@ -39,8 +39,8 @@ func TestBuiltin(t *testing.T) {
 			require.Equal(t, "node", cfg.ScrapeConfigs[1].JobName)
 			require.Equal(t, prefix+"/metrics/node", cfg.ScrapeConfigs[1].MetricsPath)
 			for _, sc := range cfg.ScrapeConfigs {
-				require.EqualValues(t, 64<<20, sc.BodySizeLimit)
-				require.EqualValues(t, 100_000, sc.SampleLimit)
+				require.EqualValues(t, 1<<20, sc.BodySizeLimit)
+				require.EqualValues(t, 50_000, sc.SampleLimit)
 				require.EqualValues(t, 64, sc.LabelLimit)
 				require.EqualValues(t, 512, sc.LabelNameLengthLimit)
 				require.EqualValues(t, 4096, sc.LabelValueLengthLimit)

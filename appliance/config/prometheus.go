@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -75,7 +74,6 @@ func (p *promReader) read() *promconfig.Config {
 	if cfg != nil {
 		cfg.SetDirectory(s.dir)
 		guardStorage(cfg, s)
-		guardRuntime(cfg, s)
 		scheme = cfg.GlobalConfig.MetricNameValidationScheme
 		global = cfg.GlobalConfig
 	}
@@ -96,18 +94,6 @@ func (p *promReader) read() *promconfig.Config {
 		return nil
 	}
 	return cfg
-}
-
-// defaultGoGC is the percentage by which the heap may grow between two
-// collections when neither the file nor the environment says. Upstream's is 75.
-// What the labels' representation costs in memory (ADR 2) is won back by
-// collecting more often; docs/performance.md has what that costs in CPU.
-const defaultGoGC = 45
-
-func guardRuntime(cfg *promconfig.Config, s *section) {
-	if isNull(s.get("runtime", "gogc")) && os.Getenv("GOGC") == "" {
-		cfg.Runtime.GoGC = defaultGoGC
-	}
 }
 
 // guardStorage fills in what upstream's storage would otherwise take as

@@ -57,17 +57,24 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx.Bind(ctx)
 	err = ctx.Run()
 	var findings config.Findings
+	var usage usageError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &findings):
 		fmt.Fprintln(stderr, err)
 		return exitUsage
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "tocsin: %v; see `tocsin --help`\n", err)
+		return exitUsage
 	default:
 		fmt.Fprintln(stderr, "tocsin:", err)
 		return exitFailed
 	}
 }
+
+// usageError says that the command line is wrong in a way that the grammar does not know.
+type usageError struct{ error }
 
 func newParser(g *grammar, opts ...kong.Option) (*kong.Kong, error) {
 	opts = append([]kong.Option{

@@ -98,8 +98,11 @@ func (c *runCmd) Run(k *kong.Context) error {
 	}
 	opts, err := c.options(k, logger)
 	if err != nil {
-		return err
+		return usageError{err}
 	}
+	// From here on: a reload that is asked for while the process starts must not end it, as the signal does by default.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
 	logger.Info("starting tocsin", "version", opts.Version.Version, "revision", opts.Version.Revision,
 		"prometheus", appliancePrometheus, "alertmanager", applianceAlertmanager)
 	a, err := appliance.New(opts)
@@ -114,8 +117,6 @@ func (c *runCmd) Run(k *kong.Context) error {
 		// The runtime's own handling is back: the next signal ends the process.
 		stop()
 	}()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
 	go func() {
 		for range hup {
 			// Reload itself logs and counts what went wrong.
@@ -157,8 +158,8 @@ func (c *runCmd) options(k *kong.Context, logger *slog.Logger) (appliance.Option
 		messages = append(messages, t)
 	}
 	v := buildVersion()
-	// Upstream's user agents and the Alertmanager's status show it.
-	commonversion.Version, commonversion.Revision, commonversion.Branch, commonversion.BuildDate = v.Version, v.Revision, v.Branch, v.BuildDate
+	// The Alertmanager's status shows these, and amtool compares its own version with it.
+	commonversion.Version, commonversion.Revision, commonversion.Branch, commonversion.BuildDate = applianceAlertmanager, v.Revision, v.Branch, v.BuildDate
 	o := appliance.Options{
 		Logger:         logger,
 		Registry:       prometheus.NewRegistry(),

@@ -1,0 +1,4 @@
+package alert
+
+// FindNull is for the fuzz target, which stands outside.
+var FindNull = findNull
