@@ -30,7 +30,7 @@ run: build ## Build and start on the built-in configuration; prints the URL.
 
 .PHONY: build
 build: ## Build bin/tocsin.
-	go build -pgo=auto -ldflags "$(LDFLAGS)" -o $(BIN)/tocsin ./cmd/tocsin
+	go build -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/tocsin ./cmd/tocsin
 
 ##@ Test
 
@@ -41,14 +41,16 @@ test: test-deps ## Install what the tests need, and run everything with the race
 
 .PHONY: e2e
 e2e: build ## End to end: the real binary against real neighbours.
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin go test -count=1 -timeout 20m ./e2e/
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin go test -count=1 -timeout 20m ./e2e/...
 
-# The neighbours are Debian's own packages. Their services must not start: the tests run them on ports of their own.
-TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd
+# The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
+# whatever runs as init: the tests run them on ports of their own.
+TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd gcc libc6-dev
 .PHONY: test-deps
 test-deps:
 	@dpkg-query -W -f '$${db:Status-Status}\n' $(TEST_DEPS) 2>/dev/null | grep -c '^installed$$' | grep -qx $(words $(TEST_DEPS)) || { \
 	  set -e; sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  [ ! -d /run/systemd/system ] || $$sudo systemctl mask --runtime $(filter prometheus%,$(TEST_DEPS)); \
 	  $$sudo apt-get update -qq; \
 	  $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $(TEST_DEPS); }
 

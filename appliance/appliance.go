@@ -36,7 +36,8 @@ import (
 	"github.com/tocsin-io/tocsin/web"
 )
 
-// closeTimeout bounds the closing of what remains when all actors have stopped.
+// closeTimeout bounds the closing of each thing that remains when all actors have stopped, on top of the time that
+// remote_write is given to flush.
 const closeTimeout = time.Minute
 
 // Appliance is one replica.
@@ -78,8 +79,9 @@ type teardown struct {
 }
 
 type reloadResult struct {
-	at  time.Time
-	err error
+	at    time.Time
+	phase string // In which it failed.
+	err   error
 }
 
 // New reads the configuration, takes the data directory, binds the listeners and wires the components:
@@ -93,6 +95,7 @@ type reloadResult struct {
 //
 // It is one straight line on purpose: each step needs what earlier ones made. An error rolls back what was opened.
 func New(opts Options) (_ *Appliance, err error) {
+	opts.Logger = slog.New(redacting{opts.Logger.Handler()})
 	a := &Appliance{
 		opts:       opts,
 		logger:     opts.Logger,
@@ -268,6 +271,10 @@ func (a *Appliance) onClose(name string, f func() error) {
 // not keep the process from ending.
 func (a *Appliance) close() error {
 	var errs []error
+	bound := closeTimeout
+	if cfg := a.Config(); cfg != nil {
+		bound += time.Duration(len(cfg.Prometheus.RemoteWriteConfigs)) * a.opts.Store.RemoteFlushDeadline
+	}
 	for i := len(a.cleanup) - 1; i >= 0; i-- {
 		t := a.cleanup[i]
 		done := make(chan error, 1)
@@ -277,8 +284,8 @@ func (a *Appliance) close() error {
 			if err != nil {
 				errs = append(errs, fmt.Errorf("close %s: %w", t.name, err))
 			}
-		case <-time.After(closeTimeout):
-			errs = append(errs, fmt.Errorf("close %s: it did not finish in %s and is left behind", t.name, closeTimeout))
+		case <-time.After(bound):
+			errs = append(errs, fmt.Errorf("close %s: it did not finish in %s and is left behind", t.name, bound))
 		}
 	}
 	a.cleanup = nil

@@ -74,6 +74,9 @@ func parseExternalURL(flag string) (*url.URL, error) {
 	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		return nil, fmt.Errorf("read --web.external-url: %q is not a whole http or https URL", flag)
 	}
+	if u.User != nil {
+		return nil, errors.New("read --web.external-url: it is shown to everybody and must not contain a user or password")
+	}
 	u.Path = strings.TrimRight(u.Path, "/")
 	return u, nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -69,6 +71,9 @@ func newReloadMetrics(reg prometheus.Registerer) reloadMetrics {
 	}
 }
 
+// phaseApply is the phase of a reload in which a failure leaves a mixture.
+const phaseApply = "apply"
+
 // errStopping says that nothing is reloaded into a process that stops.
 var errStopping = errors.New("the process is stopping")
 
@@ -100,6 +105,11 @@ func (a *Appliance) Reload(ctx context.Context) error {
 }
 
 func (a *Appliance) reload() (phase string, err error) {
+	// An optional file that was there is not optional any more: its absence is a mistake, or a moment in somebody's
+	// update, and the built-in configuration in its place would drop every target.
+	if _, err := os.Stat(a.opts.ConfigFile); a.Config().Path != "" && errors.Is(err, os.ErrNotExist) {
+		return "load", fmt.Errorf("the configuration is refused, nothing has changed: %s is gone; put it back, or restart to run on the built-in configuration", a.opts.ConfigFile)
+	}
 	next, err := a.opts.load(a.self)
 	if err != nil {
 		return "load", fmt.Errorf("the configuration is refused, nothing has changed:\n%w", err)
@@ -107,21 +117,21 @@ func (a *Appliance) reload() (phase string, err error) {
 	if err := config.Immutable(a.Config(), next); err != nil {
 		return "immutable", fmt.Errorf("the configuration is refused, nothing has changed: %w", err)
 	}
-	apply, err := a.prepareAll(next)
+	apply, err := a.prepareAll(next, a.steps())
 	if err != nil {
 		return "prepare", fmt.Errorf("the configuration is refused, nothing has changed: %w", err)
 	}
 	if err := apply(); err != nil {
-		return "apply", fmt.Errorf("the configuration is applied only in part; correct it and reload, or restart: %w", err)
+		return phaseApply, fmt.Errorf("the configuration is applied only in part; correct it and reload, or restart: %w", err)
 	}
 	return "", nil
 }
 
 // prepareAll is the first phase: everything that can fail, of all components. The second phase is what it returns.
-func (a *Appliance) prepareAll(cfg *config.Config) (apply func() error, err error) {
+func (a *Appliance) prepareAll(cfg *config.Config, steps []step) (apply func() error, err error) {
 	var applies []func() error
 	var errs []error
-	for _, s := range a.steps() {
+	for _, s := range steps {
 		apply, err := s.Prepare(cfg)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
@@ -153,8 +163,8 @@ func (a *Appliance) refused(phase string, err error) {
 	a.reloads.failures.WithLabelValues(phase).Inc()
 	a.alert.ConfigRefused()
 	a.query.Notifications().AddNotification(notifications.ConfigurationUnsuccessful)
-	a.lastReload.Store(&reloadResult{at: time.Now(), err: err})
-	a.logger.Error("configuration refused", "file", a.opts.ConfigFile, "phase", phase, "err", err)
+	a.lastReload.Store(&reloadResult{at: time.Now(), phase: phase, err: err})
+	a.logger.Error("reload failed", "file", a.opts.ConfigFile, "phase", phase, "err", err)
 }
 
 func (a *Appliance) accepted() {
@@ -164,20 +174,22 @@ func (a *Appliance) accepted() {
 	a.lastReload.Store(&reloadResult{at: time.Now()})
 }
 
-// keepConfigured applies the configuration that New has read as soon as the store can take samples, and opens the
-// gate for what waits for it.
+// keepConfigured applies the configuration that New has read: to the Alertmanager at once, so that it takes alerts and
+// silences while the store replays, and to the rest as soon as the store can take samples. Then it opens the gate for
+// what waits for it.
 func (a *Appliance) keepConfigured(ctx context.Context) error {
+	isAlert := func(s step) bool { return s.reloadable == reloadable(a.alert) }
+	early, rest := a.steps(), a.steps()
+	if err := a.applyFirst(slices.DeleteFunc(early, func(s step) bool { return !isAlert(s) })); err != nil {
+		return err
+	}
 	select {
 	case <-a.store.Ready():
 	case <-ctx.Done():
 		return nil
 	}
-	apply, err := a.prepareAll(a.Config())
-	if err != nil {
-		return fmt.Errorf("prepare the first configuration: %w", err)
-	}
-	if err := apply(); err != nil {
-		return fmt.Errorf("apply the first configuration: %w", err)
+	if err := a.applyFirst(slices.DeleteFunc(rest, isAlert)); err != nil {
+		return err
 	}
 	a.accepted()
 	close(a.configured)
@@ -186,6 +198,17 @@ func (a *Appliance) keepConfigured(ctx context.Context) error {
 	// A reload that is under way finishes before anything of it stops.
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
+	return nil
+}
+
+func (a *Appliance) applyFirst(steps []step) error {
+	apply, err := a.prepareAll(a.Config(), steps)
+	if err != nil {
+		return fmt.Errorf("prepare the first configuration: %w", err)
+	}
+	if err := apply(); err != nil {
+		return fmt.Errorf("apply the first configuration: %w", err)
+	}
 	return nil
 }
 

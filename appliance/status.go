@@ -34,7 +34,7 @@ func (a *Appliance) status() web.Status {
 	if last := a.lastReload.Load(); last != nil {
 		s.Config.LastReload = last.at
 		if last.err != nil {
-			s.Config.Error = last.err.Error()
+			s.Config.Error, s.Config.Partial = last.err.Error(), last.phase == phaseApply
 		}
 	}
 	a.ruleStatus(&s)

@@ -63,6 +63,7 @@ type ConfigStatus struct {
 	Path       string // "" = built-in
 	LastReload time.Time
 	Error      string // of the last reload; "" = it went well
+	Partial    bool   // whether that reload changed some parts before it failed
 }
 
 // StorageStatus has figures of the data; zero or less = not known.
@@ -157,7 +158,10 @@ func newView(s Status, ready bool, sentence string, now time.Time) view {
 		v.Concerns = append(v.Concerns, "Not ready: "+sentence)
 	}
 	v.Concerns = append(v.Concerns, s.Problems...)
-	if s.Config.Error != "" {
+	switch {
+	case s.Config.Partial:
+		v.Concerns = append(v.Concerns, "The last reload was applied only in part; correct the configuration and reload, or restart.")
+	case s.Config.Error != "":
 		v.Concerns = append(v.Concerns, "The last reload was refused; the configuration before it is in force.")
 	}
 	if n := firing(s.Alerts); n > 0 {

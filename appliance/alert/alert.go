@@ -126,9 +126,12 @@ type Alert struct {
 	own        chan map[string][]*targetGroup
 	delivering chan struct{}
 	stopSD     context.CancelFunc
+	drainUntil atomic.Pointer[time.Time] // Set at the stop.
 
 	logJournal, silenceJournal *journal
 
+	door      sync.RWMutex // Held by each request from outside, and to close.
+	closed    bool
 	closeOnce sync.Once
 	closeErr  error
 	stopc     chan struct{}
@@ -237,6 +240,9 @@ func (a *Alert) Run(ctx context.Context) error {
 // Close stops what New and the first configuration started. It is safe to call it twice, and without Run.
 func (a *Alert) Close() error {
 	a.closeOnce.Do(func() {
+		a.door.Lock()
+		a.closed = true
+		a.door.Unlock()
 		a.stopSD()
 		if i := a.inhibitor.Load(); i != nil {
 			i.Stop()
@@ -258,6 +264,13 @@ func (a *Alert) Close() error {
 // because before that nobody could be notified.
 func (a *Alert) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// What is acknowledged must be on disk: Close waits for those who are inside, and lets nobody else in.
+		a.door.RLock()
+		defer a.door.RUnlock()
+		if a.closed {
+			http.Error(w, "the Alertmanager is stopping", http.StatusServiceUnavailable)
+			return
+		}
 		if r.Method == http.MethodPost {
 			if err := refuseNulls(r); err != nil {
 				w.Header().Set("Content-Type", "application/json")

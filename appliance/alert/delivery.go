@@ -10,6 +10,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/common/config"
 	"github.com/prometheus/common/model"
@@ -22,6 +23,9 @@ import (
 
 // targetGroup shortens upstream's name where it is used in channels and maps.
 type targetGroup = targetgroup.Group
+
+// drainTime is how long what is queued at the stop may go on being sent to outside Alertmanagers. Ours takes it at once.
+const drainTime = 10 * time.Second
 
 // defaultQueueCapacity is Prometheus's --alertmanager.notification-queue-capacity.
 const defaultQueueCapacity = 10000
@@ -142,6 +146,8 @@ func (a *Alert) deliver(ctx context.Context) {
 	})
 	a.jobs.Go(func() {
 		<-ctx.Done()
+		deadline := time.Now().Add(drainTime)
+		a.drainUntil.Store(&deadline)
 		a.notifier.Stop()
 	})
 	a.notifier.Run(sets)
@@ -154,6 +160,14 @@ func (a *Alert) send(ctx context.Context, c *http.Client, req *http.Request) (*h
 	if req.URL.Host != a.opts.Address || !strings.HasPrefix(req.URL.Path, prefix+"/") {
 		if c == nil {
 			c = http.DefaultClient
+		}
+		if deadline := a.drainUntil.Load(); deadline != nil {
+			var cancel context.CancelFunc
+			if ctx, cancel = context.WithDeadline(ctx, *deadline); ctx.Err() != nil {
+				cancel()
+				return nil, fmt.Errorf("send to %s: the process stops and has waited %s", req.URL.Host, drainTime)
+			}
+			defer cancel()
 		}
 		return c.Do(req.WithContext(ctx))
 	}

@@ -37,8 +37,9 @@ type journal struct {
 	logger   *slog.Logger
 	failures prometheus.Counter
 
-	mu sync.Mutex
-	f  *os.File
+	mu   sync.Mutex
+	f    *os.File
+	good int64 // Bytes of whole records in f.
 }
 
 // openJournal replays what is at path into merge, cuts off a torn tail, and is ready to append.
@@ -53,7 +54,11 @@ func openJournal(path string, fsync bool, logger *slog.Logger, failures promethe
 	if err != nil {
 		return nil, fmt.Errorf("open the journal: %w", err)
 	}
-	j.f = f
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("measure the journal: %w", err), f.Close())
+	}
+	j.f, j.good = f, info.Size()
 	return j, nil
 }
 
@@ -119,10 +124,14 @@ func (j *journal) add(b []byte) {
 	if err == nil && j.fsync {
 		err = j.f.Sync()
 	}
-	if err != nil {
-		j.failures.Inc()
-		j.logger.Error("a change is kept in memory only until the next snapshot", "file", j.path, "err", err)
+	if err == nil {
+		j.good += int64(len(rec))
+		return
 	}
+	// Half a record, as a full disk leaves it, would hide every whole one that is written behind it.
+	err = errors.Join(err, j.f.Truncate(j.good))
+	j.failures.Inc()
+	j.logger.Error("a change is kept in memory only until the next snapshot", "file", j.path, "err", err)
 }
 
 // snapshot has write put the whole state into the file at path, atomically, and forgets the records that it covers.
@@ -163,15 +172,20 @@ func (j *journal) moveAside() error {
 	if _, err := os.Stat(j.aside()); err == nil {
 		return nil
 	}
-	if err := os.Rename(j.path, j.aside()); err != nil {
-		return fmt.Errorf("move the journal aside: %w", err)
-	}
-	f, err := os.OpenFile(j.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	// The new one is there before the old one is moved: should either fail, what is appended goes where it is replayed.
+	next := j.path + ".new"
+	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {
 		return fmt.Errorf("start a new journal: %w", err)
 	}
+	if err := os.Rename(j.path, j.aside()); err != nil {
+		return errors.Join(fmt.Errorf("move the journal aside: %w", err), f.Close(), os.Remove(next))
+	}
+	if err := os.Rename(next, j.path); err != nil {
+		return errors.Join(fmt.Errorf("put the new journal in place: %w", err), f.Close(), os.Rename(j.aside(), j.path))
+	}
 	old := j.f
-	j.f = f
+	j.f, j.good = f, 0
 	if err := old.Close(); err != nil {
 		return fmt.Errorf("close the old journal: %w", err)
 	}

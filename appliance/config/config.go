@@ -114,6 +114,10 @@ func Immutable(old, next *Config) error {
 	if old.Replica.Zone != next.Replica.Zone {
 		fields = append(fields, "replica.zone")
 	}
+	// Upstream's rule manager and notifier take it once, when they are made.
+	if old.Prometheus.GlobalConfig.MetricNameValidationScheme != next.Prometheus.GlobalConfig.MetricNameValidationScheme {
+		fields = append(fields, "prometheus.global.metric_name_validation_scheme")
+	}
 	if len(fields) == 0 {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/common/model"
+	promconfig "github.com/prometheus/prometheus/config"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -299,10 +300,35 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 }
 
 func TestImmutable(t *testing.T) {
-	a := &config.Config{Replica: config.Replica{Name: "a", Zone: "z"}}
-	require.NoError(t, config.Immutable(a, &config.Config{Path: "x", Replica: a.Replica}))
-	err := config.Immutable(a, &config.Config{Replica: config.Replica{Name: "b", Zone: "y"}})
-	require.EqualError(t, err, "replica.name and replica.zone changed, which needs a restart")
+	with := func(name, zone string, scheme model.ValidationScheme) *config.Config {
+		return &config.Config{
+			Replica:    config.Replica{Name: name, Zone: zone},
+			Prometheus: &promconfig.Config{GlobalConfig: promconfig.GlobalConfig{MetricNameValidationScheme: scheme}},
+		}
+	}
+	old := with("a", "z", model.UTF8Validation)
+	require.NoError(t, config.Immutable(old, with("a", "z", model.UTF8Validation)))
+	require.EqualError(t, config.Immutable(old, with("b", "y", model.UTF8Validation)),
+		"replica.name and replica.zone changed, which needs a restart")
+	require.EqualError(t, config.Immutable(old, with("a", "z", model.LegacyValidation)),
+		"prometheus.global.metric_name_validation_scheme changed, which needs a restart")
+}
+
+func TestWhatUpstreamRefusesLate(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tocsin.yml")
+	require.NoError(t, os.WriteFile(file, []byte(`prometheus:
+  global: {query_log_file: none/query.log}
+  remote_write:
+    - url: http://a.example/
+    - url: http://a.example/
+  scrape_configs:
+    - job_name: j
+      scrape_failure_log_file: none/failures.log
+`), 0o600))
+	_, err := config.Load(file, self, nil)
+	require.ErrorContains(t, err, "tocsin.yml:2: prometheus.global.query_log_file: there is no folder")
+	require.ErrorContains(t, err, "tocsin.yml:5: prometheus.remote_write[1]: it is the same as item 0")
+	require.ErrorContains(t, err, "tocsin.yml:8: prometheus.scrape_configs[0].scrape_failure_log_file: there is no folder")
 }
 
 // TestNoGoroutine holds the package to its promise.
@@ -355,4 +381,25 @@ func FuzzLoad(f *testing.F) {
 			require.NotEmpty(t, f.Problem)
 		}
 	})
+}
+
+func TestGarbageIsCollectedEarlierUnlessSomebodySays(t *testing.T) {
+	for name, c := range map[string]struct {
+		env, text string
+		want      int
+	}{
+		"nobody says":          {"", "", 50},
+		"the file says":        {"", "prometheus: {runtime: {gogc: 90}}\n", 90},
+		"the file says 75":     {"", "prometheus: {runtime: {gogc: 75}}\n", 75},
+		"the environment says": {"60", "", 75},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("GOGC", c.env)
+			file := filepath.Join(t.TempDir(), "tocsin.yml")
+			require.NoError(t, os.WriteFile(file, []byte(c.text), 0o600))
+			cfg, err := config.Load(file, config.Self{Address: "localhost:9090", Instance: "x"}, nil)
+			require.NoError(t, err)
+			require.Equal(t, c.want, cfg.Prometheus.Runtime.GoGC)
+		})
+	}
 }

@@ -119,10 +119,11 @@ changes. A changed field that does not reload is refused by its name.
 `
 
 const manualPrometheus = "The format is Prometheus's own: <https://prometheus.io/docs/prometheus/latest/configuration/configuration/>.\n" + `Every section of it is honoured: ` + "`global`, `runtime`, `rule_files`, `scrape_configs`, `scrape_config_files`, `alerting`," + `
-` + "`remote_write`, `remote_read`, `storage`, `otlp`, `tracing`" + `, with every kind of service discovery. Three things differ from stock Prometheus:
+` + "`remote_write`, `remote_read`, `storage`, `otlp`, `tracing`" + `, with every kind of service discovery. Four things differ from stock Prometheus:
 
 - ` + "`storage.tsdb.out_of_order_time_window`" + ` is 2h if it is left out, because a replica that catches up writes late samples.
   Write ` + "`0s`" + ` to switch that off.
+- ` + "`runtime.gogc`" + ` is 50 if neither the file nor the environment variable GOGC sets it: garbage is collected earlier.
 - A path without wildcards in ` + "`rule_files`" + ` or ` + "`scrape_config_files`" + ` that does not exist is an error, and so is a missing
   certificate or secret file.
 - Alerts always go to the embedded Alertmanager; those under ` + "`alerting.alertmanagers`" + ` get them as well.

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -74,6 +75,7 @@ func (p *promReader) read() *promconfig.Config {
 	if cfg != nil {
 		cfg.SetDirectory(s.dir)
 		guardStorage(cfg, s)
+		guardRuntime(cfg, s)
 		scheme = cfg.GlobalConfig.MetricNameValidationScheme
 		global = cfg.GlobalConfig
 	}
@@ -94,6 +96,18 @@ func (p *promReader) read() *promconfig.Config {
 		return nil
 	}
 	return cfg
+}
+
+// defaultGoGC is the percentage by which the heap may grow between two
+// collections when neither the file nor the environment says. Upstream's is 75.
+// The labels' representation costs memory (ADR 2), and collecting more often
+// trades it for CPU, which replicas have more of; docs/performance.md has both.
+const defaultGoGC = 50
+
+func guardRuntime(cfg *promconfig.Config, s *section) {
+	if isNull(s.get("runtime", "gogc")) && os.Getenv("GOGC") == "" {
+		cfg.Runtime.GoGC = defaultGoGC
+	}
 }
 
 // guardStorage fills in what upstream's storage would otherwise take as
@@ -349,12 +363,41 @@ func (p *promReader) clients(cfg *promconfig.Config, d *diagnosis) {
 	try(s, d.kept(s.get("remote_read")), cfg.RemoteReadConfigs)
 	try(s, d.kept(s.get("alerting", "alertmanagers")), cfg.AlertingConfig.AlertmanagerConfigs)
 	s.tryClients(s.get("tracing"), &cfg.TracingConfig)
+	duplicates(s, d.kept(s.get("remote_write")), cfg.RemoteWriteConfigs)
+	duplicates(s, d.kept(s.get("remote_read")), cfg.RemoteReadConfigs)
+	s.logDir(s.get("global", "query_log_file"), cfg.GlobalConfig.QueryLogFile)
+	for i, n := range d.kept(s.get("scrape_configs")) {
+		if i < len(cfg.ScrapeConfigs) {
+			s.logDir(child(n, "scrape_failure_log_file"), cfg.ScrapeConfigs[i].ScrapeFailureLogFile)
+		}
+	}
 	for _, c := range p.jobs[min(len(cfg.ScrapeConfigs), len(p.jobs)):] {
 		other := newSection("scrape_config_files", "", "", "", nil)
 		other.tryClients(nil, c)
 		for _, f := range other.found {
 			s.add(s.get("scrape_config_files"), "job %s: %s", clip(c.JobName), f.Problem)
 		}
+	}
+}
+
+// duplicates refuses what upstream refuses only when it is applied.
+func duplicates[T any](s *section, nodes []*yaml.Node, configs []T) {
+	for i := range min(len(nodes), len(configs)) {
+		for j := range i {
+			if reflect.DeepEqual(configs[i], configs[j]) {
+				s.add(nodes[i], "it is the same as item %d of the list: remove one, or give each a name", j)
+			}
+		}
+	}
+}
+
+// logDir refuses a log file for which there is no folder: the file itself is made when it is opened.
+func (s *section) logDir(n *yaml.Node, file string) {
+	if file == "" || n == nil {
+		return
+	}
+	if info, err := os.Stat(filepath.Dir(file)); err != nil || !info.IsDir() {
+		s.add(n, "there is no folder %s", filepath.Dir(file))
 	}
 }
 

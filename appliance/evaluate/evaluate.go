@@ -52,6 +52,7 @@ type Evaluate struct {
 	manager *rules.Manager
 	cancel  context.CancelFunc
 	once    sync.Once
+	running atomic.Bool
 	offset  atomic.Int64
 }
 
@@ -109,6 +110,7 @@ func (e *Evaluate) Manager() *rules.Manager { return e.manager }
 
 // Run evaluates until ctx ends. When it returns, no evaluation is under way.
 func (e *Evaluate) Run(ctx context.Context) error {
+	e.running.Store(true)
 	var stopping sync.WaitGroup
 	stopping.Go(func() {
 		<-ctx.Done()
@@ -122,8 +124,18 @@ func (e *Evaluate) Run(ctx context.Context) error {
 // Close stops the groups after the evaluation that they are in.
 func (e *Evaluate) Close() {
 	e.once.Do(func() {
-		e.manager.Stop()
+		if e.running.Load() {
+			e.manager.Stop()
+			e.cancel()
+			return
+		}
+		// Groups that were applied wait to be let go, and Stop waits for them; their context is over, so that they
+		// evaluate nothing.
 		e.cancel()
+		var let sync.WaitGroup
+		let.Go(e.manager.Run)
+		e.manager.Stop()
+		let.Wait()
 	})
 }
 

@@ -149,6 +149,14 @@ func TestCloseWithoutRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// With groups: they wait for a Run that never comes.
+	apply, err := e.Prepare(load(t, "groups: [{name: g, rules: [{record: answer, expr: 42}]}]\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := apply(); err != nil {
+		t.Fatal(err)
+	}
 	e.Close()
 	e.Close()
 }

@@ -154,11 +154,7 @@ func (in *interner) verify(ctx context.Context, head *tsdb.Head) error {
 	if in.series.Load() == int64(head.NumSeries()) {
 		return nil
 	}
-	for i := range in.shards {
-		in.shards[i].reset()
-	}
-	in.series.Store(0)
-
+	in.reset()
 	ir, err := head.Index()
 	if err != nil {
 		return fmt.Errorf("open head index: %w", err)
@@ -183,6 +179,15 @@ func (in *interner) verify(ctx context.Context, head *tsdb.Head) error {
 		return fmt.Errorf("list head series: %w", err)
 	}
 	return nil
+}
+
+// reset forgets all series: their head is gone, or they are counted anew. A
+// head that is closed says nothing of the series it had.
+func (in *interner) reset() {
+	for i := range in.shards {
+		in.shards[i].reset()
+	}
+	in.series.Store(0)
 }
 
 // len is the number of distinct strings.

@@ -337,10 +337,6 @@ func readThrough(dir string) (err error) {
 // rewriteCheckpoint copies the readable records of the checkpoint in from to
 // one in to. Behind a broken page it goes on with the next one.
 func rewriteCheckpoint(from, to string, opts Options) (kept int, err error) {
-	files, err := numbered(from)
-	if err != nil {
-		return 0, err
-	}
 	w, err := wlog.New(opts.Logger, nil, to, opts.WALCompression)
 	if err != nil {
 		return 0, fmt.Errorf("create checkpoint: %w", err)
@@ -350,53 +346,11 @@ func rewriteCheckpoint(from, to string, opts Options) (kept int, err error) {
 			err = cerr
 		}
 	}()
-	for _, n := range files {
-		path := wlog.SegmentName(from, n)
-		info, err := os.Stat(path)
-		if err != nil {
-			return kept, fmt.Errorf("stat checkpoint: %w", err)
-		}
-		for at := int64(0); at < info.Size(); {
-			copied, next, err := copyRecords(w, path, at)
-			kept += copied
-			if err != nil {
-				return kept, err
-			}
-			if next < 0 {
-				break
-			}
-			at = next
-		}
-	}
-	return kept, nil
-}
-
-const walPageBytes = 32 << 10
-
-// copyRecords copies from the page at offset on until one is broken, and
-// returns the offset of the page behind that, or -1 at the end.
-func copyRecords(w *wlog.WL, path string, offset int64) (copied int, next int64, err error) {
-	seg, err := wlog.OpenReadSegment(path)
-	if err != nil {
-		return 0, 0, fmt.Errorf("open checkpoint segment: %w", err)
-	}
-	rd, err := wlog.NewSegmentBufReaderWithOffset(int(offset), seg)
-	if err != nil {
-		return 0, 0, errors.Join(fmt.Errorf("read checkpoint segment: %w", err), seg.Close())
-	}
-	defer func() { _ = rd.Close() }() // It was only read.
-	r := wlog.NewReader(rd)
-	for r.Next() {
-		if err := w.Log(r.Record()); err != nil {
-			return copied, 0, fmt.Errorf("write checkpoint: %w", err)
-		}
-		copied++
-	}
-	if r.Err() == nil {
-		return copied, -1, nil
-	}
-	next = (r.Offset() + walPageBytes - 1) / walPageBytes * walPageBytes
-	return copied, max(next, offset+walPageBytes), nil
+	err = eachRecord(from, func(rec []byte) error {
+		kept++
+		return w.Log(rec)
+	})
+	return kept, err
 }
 
 // bridgeSegments puts an empty segment where one is missing, from first on if
@@ -449,17 +403,46 @@ const (
 type walKeeper struct {
 	q    *quarantine
 	tsdb string
+	// wal are the segments of the log of what came in order as they were, by
+	// number. It is filled where there are no hard links, too.
+	wal map[int]os.FileInfo
 }
 
 func keepWAL(tsdbDir string, q *quarantine) *walKeeper {
-	k := &walKeeper{q: q, tsdb: tsdbDir}
+	k := &walKeeper{q: q, tsdb: tsdbDir, wal: map[int]os.FileInfo{}}
 	k.settle() // left by a process that ended during replay
 	for _, log := range []string{"wal", wlog.WblDirName} {
 		if err := k.link(log); err != nil {
 			q.logger.Warn("cannot keep the write-ahead log during replay, going on without", "dir", log, "err", err)
 		}
 	}
+	files, err := numbered(filepath.Join(tsdbDir, "wal"))
+	if err != nil {
+		q.logger.Warn("cannot list the write-ahead log before replay", "err", err)
+	}
+	for _, n := range files {
+		if info, err := os.Stat(k.segment(n)); err == nil {
+			k.wal[n] = info
+		}
+	}
 	return k
+}
+
+func (k *walKeeper) segment(n int) string {
+	return wlog.SegmentName(filepath.Join(k.tsdb, "wal"), n)
+}
+
+// repaired tells whether the TSDB repaired the log of what came in order. It
+// then wrote the broken segment anew beside the old one, which is another file
+// of the same name.
+func (k *walKeeper) repaired() bool {
+	for n, was := range k.wal {
+		is, err := os.Stat(k.segment(n))
+		if err != nil || !os.SameFile(was, is) {
+			return true
+		}
+	}
+	return false
 }
 
 func (k *walKeeper) link(log string) error {
@@ -480,11 +463,11 @@ func (k *walKeeper) link(log string) error {
 }
 
 // settle drops the links to segments that are still what they were, and keeps
-// the others under quarantine.
-func (k *walKeeper) settle() {
+// the others under quarantine: in the directory it returns, if there are any.
+func (k *walKeeper) settle() string {
 	root := filepath.Join(k.q.dir, replaying)
 	if _, err := os.Stat(root); err != nil {
-		return
+		return ""
 	}
 	kept := 0
 	for _, log := range []string{"wal", wlog.WblDirName} {
@@ -516,7 +499,7 @@ func (k *walKeeper) settle() {
 		}
 		// Nothing was ever set aside here: leave no empty directory.
 		_ = os.Remove(k.q.dir)
-		return
+		return ""
 	}
 	to, err := k.q.free(keptPrefix + time.Now().UTC().Format("20060102T150405Z"))
 	if err == nil {
@@ -524,11 +507,12 @@ func (k *walKeeper) settle() {
 	}
 	if err != nil {
 		k.q.logger.Warn("cannot keep the repaired write-ahead log", "err", err)
-		return
+		return ""
 	}
 	k.q.logger.Error("write-ahead log was broken and was repaired by cutting it at the break; the segments as they were are kept",
 		"segments", kept, "moved_to", to)
 	k.prune()
+	return to
 }
 
 // prune removes all but the newest kept logs.

@@ -31,7 +31,6 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/util/compression"
 	"github.com/prometheus/prometheus/util/features"
-	promruntime "github.com/prometheus/prometheus/util/runtime"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
@@ -46,6 +45,7 @@ var (
 	// ErrCloseTimeout means that the TSDB did not close in time.
 	ErrCloseTimeout = errors.New("data directory was not closed in time")
 	errClosed       = errors.New("store is closed")
+	errStopped      = errors.New("stop was asked for")
 )
 
 // progressInterval is how often a long start writes its progress to the log.
@@ -163,7 +163,9 @@ type Store struct {
 	opts    Options
 	logger  *slog.Logger
 	metrics *metrics
-	lock    io.Closer
+	// tsdbMetrics are those of the TSDB that is open.
+	tsdbMetrics *tsdbMetrics
+	lock        io.Closer
 
 	strings *interner
 	local   *local
@@ -240,6 +242,9 @@ func New(opts Options) (*Store, error) {
 		return 0
 	})
 
+	s.tsdbMetrics = &tsdbMetrics{}
+	opts.Registerer.MustRegister(s.tsdbMetrics)
+
 	s.remote = remote.NewStorage(s.logger.With("component", "remote"), opts.Registerer, s.StartTime,
 		s.TSDBDir(), opts.RemoteFlushDeadline, opts.ScrapeManager, opts.EnableTypeAndUnitLabels)
 	s.merged = storage.NewFanout(s.logger, s.local, s.remote)
@@ -258,8 +263,11 @@ func (s *Store) Condition() (ready bool, sentence string) {
 		return true, "serving"
 	}
 	sentence = *s.progress.Load()
-	if sentence == sayReplay {
-		sentence = s.replaySentence()
+	switch sentence {
+	case sayReplay:
+		sentence = s.replaySentence(sentence, "replaying the write-ahead log")
+	case sayReplayAgain:
+		sentence = s.replaySentence(sentence, "replaying the write-ahead log again after its repair")
 	}
 	return false, sentence
 }
@@ -272,14 +280,17 @@ func (s *Store) say(format string, args ...any) {
 	s.progress.Store(&sentence)
 }
 
-const sayReplay = "opening blocks and memory-mapped chunks"
+const (
+	sayReplay      = "opening blocks and memory-mapped chunks"
+	sayReplayAgain = "opening again after the repair of the write-ahead log"
+)
 
-func (s *Store) replaySentence() string {
+func (s *Store) replaySentence(before, during string) string {
 	st := s.local.stats.Head.WALReplayStatus.GetWALReplayStatus()
 	if st.Max == 0 && st.Current == 0 {
-		return sayReplay
+		return before
 	}
-	return fmt.Sprintf("replaying the write-ahead log: segment %d of %d", st.Current-st.Min+1, st.Max-st.Min+1)
+	return fmt.Sprintf("%s: segment %d of %d", during, st.Current-st.Min+1, st.Max-st.Min+1)
 }
 
 // Run opens the TSDB, which replays the write-ahead log, and returns when ctx
@@ -303,7 +314,7 @@ func (s *Store) Run(ctx context.Context) error {
 	)
 	go func() {
 		defer close(done)
-		db, openErr = s.open(context.WithoutCancel(ctx))
+		db, openErr = s.open(ctx)
 	}()
 
 	ticker := time.NewTicker(progressInterval)
@@ -322,6 +333,10 @@ wait:
 			s.logger.Info("stop was asked for during replay, closing as soon as it is done")
 			ended = nil
 		}
+	}
+	if errors.Is(openErr, errStopped) {
+		s.say("stopped")
+		return nil
 	}
 	if openErr != nil {
 		s.say("data directory could not be opened: %s", openErr)
@@ -377,14 +392,15 @@ func (s *Store) close() error {
 	opening := s.opening
 	s.mtx.Unlock()
 
-	timeout := time.NewTimer(s.opts.CloseTimeout)
-	defer timeout.Stop()
-
 	var errs []error
-	// First, since its watchers read the write-ahead log.
+	// First, since its watchers read the write-ahead log. It takes up to the
+	// flush deadline for each remote_write that does not answer, so that the
+	// time for the TSDB begins after it.
 	if err := s.remote.Close(); err != nil {
 		errs = append(errs, fmt.Errorf("close remote storage: %w", err))
 	}
+	timeout := time.NewTimer(s.opts.CloseTimeout)
+	defer timeout.Stop()
 	if opening != nil {
 		select {
 		case <-opening:
@@ -414,30 +430,6 @@ func (s *Store) close() error {
 		errs = append(errs, fmt.Errorf("release lock: %w", err))
 	}
 	return errors.Join(errs...)
-}
-
-// open brings the data directory into a state that the TSDB can open, and
-// opens it. What had to be set aside is in the log when it returns.
-func (s *Store) open(ctx context.Context) (*tsdb.DB, error) {
-	keeper, err := s.salvage()
-	if err != nil {
-		return nil, err
-	}
-	s.say(sayReplay)
-	db, err := tsdb.Open(s.TSDBDir(), s.logger.With("component", "tsdb"), s.opts.Registerer, s.tsdbOptions(), s.local.stats)
-	// Also when it failed: a repair that did not end well has deleted
-	// something all the same.
-	keeper.settle()
-	if err != nil {
-		return nil, fmt.Errorf("open TSDB: %w", err)
-	}
-	if fs := promruntime.Statfs(s.TSDBDir()); fs == "NFS_SUPER_MAGIC" {
-		s.logger.Warn("data directory is on a file system that the TSDB does not support: data may get lost", "fs_type", fs)
-	}
-	if err := s.strings.verify(ctx, db.Head()); err != nil {
-		return nil, errors.Join(fmt.Errorf("count label strings: %w", err), db.Close())
-	}
-	return db, nil
 }
 
 func prometheusOf(cfg *config.Config) *promconfig.Config {

@@ -44,7 +44,7 @@ func cliManual(app *kong.Application) string {
 				continue
 			}
 			name := f.Name
-			if f.Negated {
+			if f.Tag.Negatable != "" {
 				name = "[no-]" + name
 			}
 			def := ""
