@@ -40,7 +40,7 @@ func (s *Store) open(ctx context.Context) (*tsdb.DB, error) {
 			break
 		}
 		s.logger.Warn("write-ahead log was repaired, opening the data directory again to replay what came out of order")
-		s.discard(db)
+		s.discard(db, keeper)
 		db = nil // It is as large as the one that comes.
 		s.rescue(kept)
 		if ctx.Err() != nil {
@@ -81,7 +81,7 @@ func (s *Store) openTSDB(keeper *walKeeper) (db *tsdb.DB, repaired bool, kept st
 
 // discard closes a TSDB that did not replay everything, so that the next one
 // starts from the logs.
-func (s *Store) discard(db *tsdb.DB) {
+func (s *Store) discard(db *tsdb.DB, keeper *walKeeper) {
 	if err := s.tsdbMetrics.remember(); err != nil {
 		s.logger.Warn("cannot read the metrics of the TSDB before it is opened again", "err", err)
 	}
@@ -95,6 +95,9 @@ func (s *Store) discard(db *tsdb.DB) {
 	// log has all that a snapshot has.
 	if err := tsdb.DeleteChunkSnapshots(s.TSDBDir(), math.MaxInt, math.MaxInt); err != nil {
 		s.logger.Warn("cannot remove a snapshot of the head that is not whole", "err", err)
+	}
+	if err := keeper.dropNewChunks(); err != nil {
+		s.logger.Warn("cannot remove the head chunks of a replay that was not whole", "err", err)
 	}
 	s.strings.reset()
 

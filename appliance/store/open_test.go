@@ -26,6 +26,7 @@ func TestRepairKeepsOutOfOrder(t *testing.T) {
 	tests := []struct {
 		name     string
 		snapshot bool
+		unbroken bool // one run, whose chunks are in no file yet
 		breakIt  func(t *testing.T, dir string)
 		whole    bool    // nothing is missing
 		behind   bool    // the late series are first in the log behind the break
@@ -38,6 +39,7 @@ func TestRepairKeepsOutOfOrder(t *testing.T) {
 			flip(t, wlog.SegmentName(wal(dir), 0), 0.1)
 		}, behind: true, counted: 1},
 		{name: "garbage", breakIt: garbage, whole: true, counted: 1},
+		{name: "garbage, chunks were not written", unbroken: true, breakIt: garbage, whole: true, counted: 1},
 		{name: "garbage, with snapshots", snapshot: true, breakIt: garbage, whole: true, counted: 1},
 		{name: "garbage in both logs", breakIt: func(t *testing.T, dir string) {
 			garbage(t, dir)
@@ -78,8 +80,10 @@ func TestRepairKeepsOutOfOrder(t *testing.T) {
 				push(some, now-(i+1)*500)
 				push(none, now-2*time.Hour.Milliseconds()-i*500)
 			}
-			o.stop()
-			o = open(t, dir, change)
+			if !tc.unbroken {
+				o.stop()
+				o = open(t, dir, change)
+			}
 			for i := range int64(commits) {
 				o.append(series, now+(i+1)*1000)
 			}

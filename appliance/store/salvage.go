@@ -406,43 +406,76 @@ type walKeeper struct {
 	// wal are the segments of the log of what came in order as they were, by
 	// number. It is filled where there are no hard links, too.
 	wal map[int]os.FileInfo
+	// chunks are the files of chunks_head as they were, by number.
+	chunks map[int]os.FileInfo
 }
 
 func keepWAL(tsdbDir string, q *quarantine) *walKeeper {
-	k := &walKeeper{q: q, tsdb: tsdbDir, wal: map[int]os.FileInfo{}}
+	k := &walKeeper{q: q, tsdb: tsdbDir}
 	k.settle() // left by a process that ended during replay
 	for _, log := range []string{"wal", wlog.WblDirName} {
 		if err := k.link(log); err != nil {
 			q.logger.Warn("cannot keep the write-ahead log during replay, going on without", "dir", log, "err", err)
 		}
 	}
-	files, err := numbered(filepath.Join(tsdbDir, "wal"))
-	if err != nil {
-		q.logger.Warn("cannot list the write-ahead log before replay", "err", err)
-	}
-	for _, n := range files {
-		if info, err := os.Stat(k.segment(n)); err == nil {
-			k.wal[n] = info
-		}
-	}
+	k.wal = k.look("wal")
+	k.chunks = k.look(headChunksDir)
 	return k
 }
 
-func (k *walKeeper) segment(n int) string {
-	return wlog.SegmentName(filepath.Join(k.tsdb, "wal"), n)
+const headChunksDir = "chunks_head"
+
+// look is what the numbered files below the TSDB's directory are now.
+func (k *walKeeper) look(dir string) map[int]os.FileInfo {
+	files, err := numbered(filepath.Join(k.tsdb, dir))
+	if err != nil {
+		k.q.logger.Warn("cannot list files before replay", "dir", dir, "err", err)
+	}
+	infos := map[int]os.FileInfo{}
+	for _, n := range files {
+		if info, err := os.Stat(filepath.Join(k.tsdb, dir, fileName(dir, n))); err == nil {
+			infos[n] = info
+		}
+	}
+	return infos
+}
+
+func fileName(dir string, n int) string {
+	if dir == headChunksDir {
+		return fmt.Sprintf("%06d", n)
+	}
+	return fmt.Sprintf("%08d", n)
 }
 
 // repaired tells whether the TSDB repaired the log of what came in order. It
 // then wrote the broken segment anew beside the old one, which is another file
 // of the same name.
 func (k *walKeeper) repaired() bool {
+	now := k.look("wal")
 	for n, was := range k.wal {
-		is, err := os.Stat(k.segment(n))
-		if err != nil || !os.SameFile(was, is) {
+		if is, ok := now[n]; !ok || !os.SameFile(was, is) {
 			return true
 		}
 	}
 	return false
+}
+
+// dropNewChunks removes the head chunk files that a TSDB wrote which did not
+// replay everything. All of their samples are in the log, and a chunk in a file
+// makes the next replay believe that all chunks are written that the log of
+// what came out of order names before it; after kill -9 they need not be.
+func (k *walKeeper) dropNewChunks() error {
+	dir := filepath.Join(k.tsdb, headChunksDir)
+	for n, is := range k.look(headChunksDir) {
+		// The number of a removed file may come again, and its inode too.
+		if was, ok := k.chunks[n]; ok && os.SameFile(was, is) && was.ModTime().Equal(is.ModTime()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, fileName(headChunksDir, n))); err != nil {
+			return fmt.Errorf("remove head chunk file: %w", err)
+		}
+	}
+	return nil
 }
 
 func (k *walKeeper) link(log string) error {
