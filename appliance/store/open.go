@@ -67,7 +67,7 @@ func (s *Store) open(ctx context.Context) (*tsdb.DB, error) {
 // directory the log is kept as it was.
 func (s *Store) openTSDB(keeper *walKeeper) (db *tsdb.DB, repaired bool, kept string, err error) {
 	reg := s.tsdbMetrics.next()
-	db, err = tsdb.Open(s.TSDBDir(), s.logger.With("component", "tsdb"), reg, s.tsdbOptions(), s.local.stats)
+	db, err = tsdb.Open(s.TSDBDir(), s.logger, reg, s.tsdbOptions(), s.local.stats)
 	repaired = keeper.repaired()
 	// Also when it failed: a repair that did not end well has deleted
 	// something all the same.

@@ -245,7 +245,7 @@ func New(opts Options) (*Store, error) {
 	s.tsdbMetrics = &tsdbMetrics{}
 	opts.Registerer.MustRegister(s.tsdbMetrics)
 
-	s.remote = remote.NewStorage(s.logger.With("component", "remote"), opts.Registerer, s.StartTime,
+	s.remote = remote.NewStorage(s.logger, opts.Registerer, s.StartTime,
 		s.TSDBDir(), opts.RemoteFlushDeadline, opts.ScrapeManager, opts.EnableTypeAndUnitLabels)
 	s.merged = storage.NewFanout(s.logger, s.local, s.remote)
 	return s, nil
