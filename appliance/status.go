@@ -17,6 +17,9 @@ import (
 // maxListed bounds each list on the status page: it is for a first look, and the APIs have everything.
 const maxListed = 100
 
+// lowSpace is how little free space counts as a full disk: less than a segment of the write-ahead log.
+const lowSpace = 128 << 20
+
 // summaryTimeout bounds the counting of alerts and silences for the page.
 const summaryTimeout = 2 * time.Second
 
@@ -117,9 +120,11 @@ func (a *Appliance) storageStatus(s *web.Status) {
 		blocks = "prometheus_tsdb_storage_blocks_bytes"
 		wal    = "prometheus_tsdb_wal_storage_size_bytes"
 		chunks = "prometheus_tsdb_head_chunks_storage_size_bytes"
+		failed = "prometheus_tsdb_wal_writes_failed_total"
+		unkept = "tocsin_alert_journal_failures_total"
 	)
 	s.Storage.Dir, s.Storage.Retention = a.opts.StoragePath, a.retention()
-	values, err := a.gather(series, oldest, blocks, wal, chunks)
+	values, err := a.gather(series, oldest, blocks, wal, chunks, failed, unkept)
 	if err != nil {
 		s.Problems = append(s.Problems, fmt.Sprintf("This replica cannot read its own metrics: %v.", err))
 		return
@@ -133,5 +138,14 @@ func (a *Appliance) storageStatus(s *web.Status) {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(a.opts.StoragePath, &fs); err == nil {
 		s.Storage.FreeBytes = int64(fs.Bavail) * fs.Bsize
+		if s.Storage.FreeBytes < lowSpace {
+			s.Problems = append(s.Problems, fmt.Sprintf("The disk below %s is full or nearly so: %d MiB are free. Samples are lost while it is full.", a.opts.StoragePath, s.Storage.FreeBytes>>20))
+		}
+	}
+	if n := values[failed]; n > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("%.0f writes to the write-ahead log have failed since the start; see docs/operations.md on full disks before a restart.", n))
+	}
+	if n := values[unkept]; n > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("%.0f changes of silences and notifications could not be written to disk at once since the start.", n))
 	}
 }

@@ -33,7 +33,7 @@ const (
 	defaultReadTimeout    = 5 * time.Minute
 	// maxHeaderTime is how long a client may take over its request line and
 	// headers, whatever it is allowed for the body.
-	maxHeaderTime = 30 * time.Second
+	maxHeaderTime = 10 * time.Second
 	// maxHeaderBytes leaves room for long queries in a URL; Go's default.
 	maxHeaderBytes = 1 << 20
 	// stallTime is how long a client may take to read the next few kilobytes.

@@ -280,7 +280,25 @@ func (a *Alert) Handler() http.Handler {
 				return
 			}
 		}
-		a.serve(w, r)
+		if r.Method != http.MethodPost || r.URL.Path != "/api/v2/silences" {
+			a.serve(w, r)
+			return
+		}
+		// What is answered with 200 must survive a kill, so the answer waits for the journal.
+		before := a.silenceJournal.missing()
+		held := &answer{header: w.Header()}
+		a.serve(held, r)
+		if a.silenceJournal.missing() != before && held.code == http.StatusOK {
+			w.WriteHeader(http.StatusInternalServerError)
+			_ = json.NewEncoder(w).Encode(map[string]any{
+				"code":    http.StatusInternalServerError,
+				"message": "the silence is in force, but it could not be written to disk and a restart may forget it: make room on the disk, then send it again",
+			})
+			return
+		}
+		held.WriteHeader(http.StatusOK)
+		w.WriteHeader(held.code)
+		_, _ = w.Write(held.body.Bytes()) // The client may be gone.
 	})
 }
 

@@ -40,6 +40,14 @@ type journal struct {
 	mu   sync.Mutex
 	f    *os.File
 	good int64 // Bytes of whole records in f.
+	lost int64 // Records that could not be written, since the start.
+}
+
+// missing counts the records that could not be written since the start.
+func (j *journal) missing() int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.lost
 }
 
 // openJournal replays what is at path into merge, cuts off a torn tail, and is ready to append.
@@ -130,6 +138,7 @@ func (j *journal) add(b []byte) {
 	}
 	// Half a record, as a full disk leaves it, would hide every whole one that is written behind it.
 	err = errors.Join(err, j.f.Truncate(j.good))
+	j.lost++
 	j.failures.Inc()
 	j.logger.Error("a change is kept in memory only until the next snapshot", "file", j.path, "err", err)
 }

@@ -15,8 +15,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/grafana/regexp"
@@ -254,14 +257,55 @@ func New(o Options) (*Query, error) {
 }
 
 // activeQueries opens the list of running queries, which names the culprit
-// after a crash. Upstream panics when the file cannot be mapped.
-func activeQueries(dir string, concurrency int, logger *slog.Logger) (t *promql.ActiveQueryTracker, err error) {
+// after a crash. It is nil where the disk has no room for it. Upstream panics when
+// the file cannot be mapped.
+func activeQueries(dir string, concurrency int, logger *slog.Logger) (t promql.QueryTracker, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("open the list of active queries in %s: %v", dir, r)
 		}
 	}()
-	return promql.NewActiveQueryTracker(dir, concurrency, logger), nil
+	switch err := probe(dir); {
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		logger.Warn("the list of running queries is not kept, because there is no room for it", "dir", dir, "err", err)
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("open the list of active queries in %s: %w", dir, err)
+	}
+	list := promql.NewActiveQueryTracker(dir, concurrency, logger)
+	// Upstream maps a file with holes: the first query that lands in one when the disk is full would end the process
+	// with a SIGBUS. Writing the file over itself fills them.
+	if err := fill(filepath.Join(dir, "queries.active")); err != nil {
+		logger.Warn("the list of running queries is not kept, because there is no room for it", "dir", dir, "err", err)
+		return nil, list.Close()
+	}
+	return list, nil
+}
+
+// trackerBytes is more than upstream's list takes with any sensible number of queries.
+const trackerBytes = 256 << 10
+
+// probe finds out whether the list could be written, with a file that does no harm.
+func probe(dir string) error {
+	f, err := os.CreateTemp(dir, "queries.probe")
+	if err != nil {
+		return fmt.Errorf("create a file: %w", err)
+	}
+	_, err = f.Write(make([]byte, trackerBytes))
+	return errors.Join(err, f.Close(), os.Remove(f.Name()))
+}
+
+func fill(file string) error {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read the list: %w", err)
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("open the list: %w", err)
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Close())
 }
 
 // Engine answers PromQL for other components.

@@ -50,7 +50,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exit
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "tocsin: %v; see `tocsin --help`\n", err)
+		fmt.Fprintf(stderr, "tocsin: %v; see `tocsin --help` and `tocsin run --help`\n", err)
 		return exitUsage
 	}
 	ctx.BindTo(stdout, (*io.Writer)(nil))
