@@ -96,8 +96,8 @@ check-clean:
 ##@ Measure
 
 .PHONY: bench
-bench: build peers test-deps ## Side by side with stock Prometheus and Alertmanager; prints ratios.
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin PROMETHEUS=$(CURDIR)/$(BIN)/peers/prometheus go run ./e2e/bench
+bench: build peers test-deps ## Side by side with stock Prometheus and Alertmanager; prints ratios (BENCHFLAGS=-help).
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin PROMETHEUS=$(CURDIR)/$(BIN)/peers/prometheus go run ./e2e/bench $(BENCHFLAGS)
 
 .PHONY: pgo
 pgo: build peers test-deps ## Renew the profile that the compiler optimises by.
