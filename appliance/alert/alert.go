@@ -130,7 +130,7 @@ type Alert struct {
 
 	logJournal, silenceJournal *journal
 
-	door      sync.RWMutex // Held by each request from outside, and to close.
+	door      sync.RWMutex // Held by each request from outside that changes something, and to close.
 	closed    bool
 	closeOnce sync.Once
 	closeErr  error
@@ -264,14 +264,12 @@ func (a *Alert) Close() error {
 // because before that nobody could be notified.
 func (a *Alert) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// What is acknowledged must be on disk: Close waits for those who are inside, and lets nobody else in.
-		a.door.RLock()
-		defer a.door.RUnlock()
-		if a.closed {
-			http.Error(w, "the Alertmanager is stopping", http.StatusServiceUnavailable)
+		if r.Method != http.MethodPost && r.Method != http.MethodDelete {
+			a.serve(w, r)
 			return
 		}
 		if r.Method == http.MethodPost {
+			// This reads the whole body, before the door: a slow client must not hold up the stop.
 			if err := refuseNulls(r); err != nil {
 				w.Header().Set("Content-Type", "application/json")
 				w.WriteHeader(http.StatusBadRequest)
@@ -279,6 +277,13 @@ func (a *Alert) Handler() http.Handler {
 				_ = json.NewEncoder(w).Encode(map[string]any{"code": http.StatusBadRequest, "message": err.Error()})
 				return
 			}
+		}
+		// What is acknowledged must be on disk: Close waits for those who change something, and lets nobody else in.
+		a.door.RLock()
+		defer a.door.RUnlock()
+		if a.closed {
+			http.Error(w, "the Alertmanager is stopping", http.StatusServiceUnavailable)
+			return
 		}
 		if r.Method != http.MethodPost || r.URL.Path != "/api/v2/silences" {
 			a.serve(w, r)

@@ -415,6 +415,39 @@ func TestNullsInListsAreRefused(t *testing.T) {
 	}
 }
 
+func TestASlowClientDoesNotHoldUpTheStop(t *testing.T) {
+	r := start(t, t.TempDir(), webhook("http://127.0.0.1:1"), "")
+	body, send := io.Pipe()
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "/api/v2/silences", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan int)
+	go func() {
+		w := &recorder{header: http.Header{}, code: http.StatusOK}
+		r.Handler().ServeHTTP(w, req)
+		answered <- w.code
+	}()
+	// A pipe's write returns once it is read: the request is inside now.
+	if _, err := send.Write([]byte("{")); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); r.stop() }()
+	select {
+	case <-stopped:
+	case <-time.After(20 * time.Second):
+		t.Error("the stop waits for a client that sends slowly")
+	}
+	if err := send.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if code := <-answered; code != http.StatusServiceUnavailable {
+		t.Errorf("a change after the stop is answered with %d, want 503", code)
+	}
+	<-stopped
+}
+
 func FuzzFindNull(f *testing.F) {
 	for _, s := range []string{`[null]`, `{"a":[1,null]}`, `[`, `]`, `{"a":null}`, `null`} {
 		f.Add([]byte(s))
