@@ -28,6 +28,10 @@ run: build ## Build and start on the built-in configuration; prints the URL.
 	@echo "Tocsin will be at http://$(LISTEN)/ when it says 'ready'. Stop with Ctrl-C. Data is in $(DATA)/."
 	$(BIN)/tocsin run --storage.path=$(DATA) --web.listen-address=$(LISTEN) --alertmanager.listen-address=127.0.0.1:9093
 
+.PHONY: demo
+demo: build ## Three replicas on this machine, as three zones; the README says what to try.
+	packaging/demo/demo.sh $(BIN)/tocsin $(DATA)/demo
+
 .PHONY: build
 build: ## Build bin/tocsin.
 	go build -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/tocsin ./cmd/tocsin
@@ -41,11 +45,11 @@ test: test-deps ## Install what the tests need, and run everything with the race
 
 .PHONY: e2e
 e2e: build ## End to end: the real binary against real neighbours.
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin go test -count=1 -timeout 20m ./e2e/...
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin go test -count=1 -timeout 25m -parallel 4 ./e2e/...
 
 # The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
 # whatever runs as init: the tests run them on ports of their own.
-TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd gcc libc6-dev
+TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd iproute2 gcc libc6-dev
 .PHONY: test-deps
 test-deps:
 	@dpkg-query -W -f '$${db:Status-Status}\n' $(TEST_DEPS) 2>/dev/null | grep -c '^installed$$' | grep -qx $(words $(TEST_DEPS)) || { \
@@ -59,6 +63,13 @@ fuzz: ## Run every fuzz target for a while (FUZZTIME=30s each).
 	@set -e; for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' appliance web); do \
 	  for t in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]+)\(.*/\1/p' $$f); do \
 	    echo "== $$t in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$t$$" -fuzztime $(or $(FUZZTIME),30s) ./$$(dirname $$f); done; done
+
+# The generated code is committed, so that building needs no compiler for it.
+.PHONY: proto
+proto: ## Generate the messages between replicas anew; needs protoc, protoc-gen-go 1.36.11 and protoc-gen-go-grpc 1.6.0.
+	for f in $$(git ls-files '*.proto'); do \
+	  protoc --proto_path=$$(dirname $$f) --go_out=$$(dirname $$f) --go_opt=paths=source_relative \
+	    --go-grpc_out=$$(dirname $$f) --go-grpc_opt=paths=source_relative $$f || exit 1; done
 
 ##@ Check
 

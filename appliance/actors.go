@@ -26,6 +26,10 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 	// After the rules, so that their last alerts are still delivered. It does not wait for the store: a replica that
 	// replays for minutes still takes alerts from outside.
 	add(&g, "alert", a.alert.Run)
+	// After the Alertmanager, which hands over to the other replicas what it has not sent.
+	if a.mesh != nil {
+		add(&g, "mesh", a.mesh.Run)
+	}
 	add(&g, "tracing", a.runTracing)
 	// The door closes after everything that one may want to watch stopping, and before the store: a query that is
 	// under way would keep it from closing.

@@ -30,6 +30,7 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/evaluate"
 	"github.com/tocsin-io/tocsin/appliance/federate"
+	"github.com/tocsin-io/tocsin/appliance/mesh"
 	"github.com/tocsin-io/tocsin/appliance/query"
 	"github.com/tocsin-io/tocsin/appliance/scrape"
 	"github.com/tocsin-io/tocsin/appliance/store"
@@ -50,9 +51,12 @@ type Appliance struct {
 	bound   map[string][]string
 	// external is where people reach this replica.
 	external *url.URL
-	cleanup  []teardown
+	// zone is where this replica stands.
+	zone    string
+	cleanup []teardown
 
 	web      *web.Web
+	mesh     *mesh.Mesh // nil without a cluster section
 	store    *store.Store
 	scrape   *scrape.Scrape
 	federate *federate.Federate
@@ -92,6 +96,8 @@ type reloadResult struct {
 //	                       └── recorded series ─────────┘  │       │
 //	                                                alerts ▼       │
 //	                     outside Alertmanagers ◀──────── alert ────┴──▶ receivers
+//	                                                       ▲
+//	                     the other replicas ◀──── mesh ────┘ alerts, turns, silences
 //
 // It is one straight line on purpose: each step needs what earlier ones made. An error rolls back what was opened.
 func New(opts Options) (_ *Appliance, err error) {
@@ -129,6 +135,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	o.Federate = late(func() http.Handler { return a.query.Federate() })
 	o.Alertmanager = late(func() http.Handler { return a.alert.Handler() })
 	o.HostMetrics = late(func() http.Handler { return a.scrape.HostMetrics() })
+	o.Cluster = late(a.cluster)
 	o.Reload, o.Ready, o.Status = a.Reload, a.Ready, a.status
 	o.Version = web.Version(opts.Version.api())
 	if opts.EnableQuit {
@@ -168,6 +175,14 @@ func New(opts Options) (_ *Appliance, err error) {
 	}
 	a.onClose("store", a.store.Close)
 
+	// Alerts, silences and the state of rules come from the other replicas too, so the mesh is there before them.
+	a.zone = a.findZone(cfg)
+	if cfg.Cluster != nil {
+		if err := a.newMesh(cfg); err != nil {
+			return nil, err
+		}
+	}
+
 	qo := opts.Query
 	qo.Logger, qo.Registerer, qo.Gatherer = a.component("query"), opts.Registry, a.gatherer()
 	qo.Store, qo.Dir = a.store, a.store.TSDBDir()
@@ -188,6 +203,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	ao.Dir = filepath.Join(opts.StoragePath, "alertmanager")
 	ao.ExternalURL, ao.Address, ao.RoutePrefix = a.external, a.self.Address, a.self.RoutePrefix
 	ao.NameValidationScheme = names
+	if a.mesh != nil { // An interface that holds a nil pointer is not nil.
+		ao.Mesh = a.mesh
+	}
 	if a.alert, err = alert.New(ao); err != nil {
 		return nil, err
 	}
@@ -210,6 +228,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	eo := opts.Evaluate
 	eo.Logger, eo.Registerer = a.component("evaluate"), opts.Registry
 	eo.Queryable, eo.Appendable, eo.Engine = a.store, a.store, a.query.Engine()
+	if a.mesh != nil {
+		eo.Mesh = a.mesh
+	}
 	eo.Notify, eo.ExternalURL, eo.NameValidationScheme = a.alert.Notify, a.external, names
 	if a.evaluate, err = evaluate.New(eo); err != nil {
 		return nil, err

@@ -23,11 +23,16 @@ var floors = map[string][]string{
 	// Flows never import each other: each can be read, tested and replaced alone.
 	"appliance/scrape":   {"appliance/store", "appliance/mesh", "appliance/config"},
 	"appliance/federate": {"appliance/store", "appliance/mesh", "appliance/config"},
-	"appliance/evaluate": {"appliance/store", "appliance/mesh", "appliance/config"},
-	"appliance/alert":    {"appliance/store", "appliance/mesh", "appliance/config"},
+	"appliance/evaluate": {"appliance/store", "appliance/mesh", "appliance/config", "appliance/evaluate/peerspb"},
+	"appliance/alert":    {"appliance/store", "appliance/mesh", "appliance/config", "appliance/alert/peerspb"},
 	"appliance/query":    {"appliance/store", "appliance/mesh", "appliance/config"},
 
+	// Messages between replicas, generated.
+	"appliance/alert/peerspb":    {},
+	"appliance/evaluate/peerspb": {},
+
 	"appliance/store":  {"appliance/config"},
+	"appliance/mesh":   {"appliance/config"},
 	"appliance/config": {},
 	// The door is handed handlers, and knows nothing of what is behind them.
 	"web": {},

@@ -14,6 +14,7 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/alert"
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/evaluate"
+	"github.com/tocsin-io/tocsin/appliance/mesh"
 	"github.com/tocsin-io/tocsin/appliance/query"
 	"github.com/tocsin-io/tocsin/appliance/scrape"
 	"github.com/tocsin-io/tocsin/appliance/store"
@@ -48,6 +49,7 @@ type Options struct {
 	Store    store.Options
 	Scrape   scrape.Options
 	Evaluate evaluate.Options
+	Mesh     mesh.Options
 	Alert    alert.Options
 	Query    query.Options
 }

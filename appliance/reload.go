@@ -36,7 +36,7 @@ type step struct {
 // steps are in the order of the data flow backwards: whoever takes something knows the new configuration before
 // whoever hands it over.
 func (a *Appliance) steps() []step {
-	return []step{
+	steps := []step{
 		{"runtime", prepareFunc(a.prepareRuntime)},
 		{"store", a.store},
 		{"query", a.query},
@@ -46,6 +46,10 @@ func (a *Appliance) steps() []step {
 		{"evaluate", a.evaluate},
 		{"tracing", prepareFunc(a.prepareTracing)},
 	}
+	if a.mesh != nil {
+		steps = append(steps, step{"mesh", a.mesh})
+	}
+	return steps
 }
 
 type reloadMetrics struct {
@@ -193,6 +197,9 @@ func (a *Appliance) keepConfigured(ctx context.Context) error {
 	}
 	a.accepted()
 	close(a.configured)
+	if a.mesh != nil {
+		a.mesh.SetCompleteness(1)
+	}
 	a.logReady()
 	<-ctx.Done()
 	// A reload that is under way finishes before anything of it stops.

@@ -28,7 +28,7 @@ func (a *Appliance) status() web.Status {
 	cfg := a.Config()
 	s := web.Status{
 		Replica: cfg.Replica.Name,
-		Zone:    zoneShown(cfg.Replica.Zone),
+		Zone:    a.zone,
 		Version: a.opts.Version.Version,
 		Started: a.started,
 		Targets: a.targetStatus(),
@@ -50,14 +50,6 @@ func (a *Appliance) status() web.Status {
 	}
 	s.Silences = summary.Silences
 	return s
-}
-
-// zoneShown leaves out the zone that is not known: nothing asks the machine for it before there are other zones.
-func zoneShown(configured string) string {
-	if configured == "auto" {
-		return ""
-	}
-	return configured
 }
 
 func (a *Appliance) targetStatus() web.TargetStatus {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -45,7 +44,7 @@ func findBinaries() error {
 	if _, err := os.Stat(tocsinBinary); err != nil {
 		return fmt.Errorf("TOCSIN names no program, run `make build`: %w", err)
 	}
-	for _, name := range []string{"prometheus", "promtool", "amtool", "prometheus-node-exporter", python} {
+	for _, name := range []string{"prometheus", "promtool", "prometheus-alertmanager", "amtool", "prometheus-node-exporter", python} {
 		if _, err := exec.LookPath(name); err != nil {
 			return fmt.Errorf("a neighbour is missing, run `make test-deps`: %w", err)
 		}
@@ -133,6 +132,12 @@ type process struct {
 // start starts a child that is killed and waited for at the end of the test at the latest.
 func start(t *testing.T, dir, name, binary string, args ...string) *process {
 	t.Helper()
+	return startIn(t, nil, dir, name, binary, args...)
+}
+
+// startIn is start in a zone, or where the tests are if there is none.
+func startIn(t *testing.T, z *zone, dir, name, binary string, args ...string) *process {
+	t.Helper()
 	f, err := os.CreateTemp(dir, name+"-*.log")
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +148,11 @@ func start(t *testing.T, dir, name, binary string, args ...string) *process {
 	p.cmd.Stdout, p.cmd.Stderr = f, f
 	// No child outlives the tests, even where they are killed themselves.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	begin := p.cmd.Start
+	if z != nil {
+		begin = func() error { return z.do(p.cmd.Start) }
+	}
+	if err := begin(); err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
 	go func() {
@@ -340,7 +349,7 @@ func (p *process) residentBytes() (int64, error) {
 var client = &http.Client{
 	Timeout:       30 * time.Second,
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	Transport:     &http.Transport{DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, MaxIdleConnsPerHost: 4},
+	Transport:     &http.Transport{DialContext: dialAnywhere, MaxIdleConnsPerHost: 4},
 }
 
 // fetch sends one request; contentType may be empty.

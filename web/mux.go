@@ -41,6 +41,7 @@ func (w *Web) mainMux() http.Handler {
 	on("/version", get, http.HandlerFunc(w.serveVersion))
 	on("/metrics", get, w.scrape)
 	on("/metrics/node", get, w.o.HostMetrics)
+	on("/api/tocsin/v1/cluster", get, w.o.Cluster)
 	on("/federate", get, w.unlessStopping(w.o.Federate))
 	on("/graph", get, w.redirect("/"))
 	on("/query", get, w.redirect("/"))

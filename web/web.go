@@ -62,6 +62,7 @@ type Options struct {
 	Federate     http.Handler // serves /federate
 	Alertmanager http.Handler // serves /api/v2/...
 	HostMetrics  http.Handler // serves /metrics/node; nil = 404
+	Cluster      http.Handler // serves /api/tocsin/v1/cluster; nil = 404
 
 	Reload  func(context.Context) error // nil = off
 	Quit    func()                      // nil = off
@@ -166,7 +167,7 @@ func (o *Options) setDefaults() {
 	if o.Status == nil {
 		o.Status = func() Status { return Status{} }
 	}
-	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics} {
+	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster} {
 		if *h == nil {
 			*h = http.HandlerFunc(notFound)
 		}

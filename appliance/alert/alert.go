@@ -31,7 +31,6 @@ import (
 	"github.com/prometheus/alertmanager/inhibit"
 	"github.com/prometheus/alertmanager/marker"
 	"github.com/prometheus/alertmanager/matcher/compat"
-	"github.com/prometheus/alertmanager/nflog"
 	"github.com/prometheus/alertmanager/notify"
 	"github.com/prometheus/alertmanager/provider/mem"
 	"github.com/prometheus/alertmanager/silence"
@@ -41,6 +40,9 @@ import (
 	"github.com/prometheus/common/route"
 	"github.com/prometheus/prometheus/discovery"
 	"github.com/prometheus/prometheus/notifier"
+	"google.golang.org/grpc"
+
+	"github.com/tocsin-io/tocsin/appliance/mesh"
 )
 
 // Defaults of a stock Alertmanager (its app package), kept so that a replica behaves like one.
@@ -57,8 +59,8 @@ const (
 	peerTimeout = 15 * time.Second
 )
 
-// Mesh is what this package needs to know of the other replicas. It is the seam for appliance/mesh; a nil Mesh is a
-// replica that is alone.
+// Mesh is what this package needs to know of the other replicas; a *mesh.Mesh is one. A nil Mesh is a replica that is
+// alone.
 type Mesh interface {
 	cluster.ClusterPeer
 	notify.Peer
@@ -66,6 +68,16 @@ type Mesh interface {
 	Position() int
 	// AddState replicates a state under a key, and returns the channel for its changes.
 	AddState(key string, state cluster.State, reg prometheus.Registerer) cluster.ClusterChannel
+	// Keyed says that the members prove with the cluster key who they are. Without it there is gossip only, as
+	// between stock Alertmanagers.
+	Keyed() bool
+	// Members are the replicas, also those that are dead since a short while.
+	Members() []mesh.Member
+	// OnChange has f called, which may not block, when Members has changed.
+	OnChange(f func())
+	// Server takes what the others may call, and Conn calls them.
+	Server() grpc.ServiceRegistrar
+	Conn(member string) (grpc.ClientConnInterface, error)
 }
 
 // Options are what an Alertmanager needs. Logger, Registerer, Dir, ExternalURL and Address are mandatory.
@@ -101,19 +113,23 @@ type Alert struct {
 	logger  *slog.Logger
 	metrics *metrics
 
-	alerts    *mem.Alerts
-	silences  *silence.Silences
-	silencer  *silence.Silencer
-	log       *nflog.Log
-	groups    marker.GroupMarker
-	api       *api.API
-	handler   http.Handler
-	tracing   *tracing.Manager
-	pipelines *notify.PipelineBuilder
-	dispatch  *dispatch.DispatcherMetrics
-	recorder  eventrecorder.Recorder
-	coord     *amconfig.Coordinator
-	prepared  atomic.Pointer[prepared]
+	alerts        *mem.Alerts
+	silences      *silence.Silences
+	silencer      *silence.Silencer
+	log           *notificationLog
+	groups        marker.GroupMarker
+	api           *api.API
+	handler       http.Handler
+	tracing       *tracing.Manager
+	notifyMetrics *notify.Metrics
+	// Only where there are replicas to talk to.
+	peers    *peers
+	turns    *turns
+	relay    *relay
+	dispatch *dispatch.DispatcherMetrics
+	recorder eventrecorder.Recorder
+	coord    *amconfig.Coordinator
+	prepared atomic.Pointer[prepared]
 
 	// Rebuilt with every configuration.
 	dispatcher atomic.Pointer[dispatch.Dispatcher]
@@ -199,11 +215,14 @@ func New(opts Options) (*Alert, error) {
 		return nil, fmt.Errorf("create the Alertmanager API: %w", err)
 	}
 	a.handler = a.api.Register(route.New(), "/")
-	a.pipelines = notify.NewPipelineBuilder(reg, flags, a.recorder)
+	a.notifyMetrics = notify.NewMetrics(reg, flags)
 	a.dispatch = dispatch.NewDispatcherMetrics(false, reg, flags)
 	a.tracing = tracing.NewManager(logger)
 	a.coord = amconfig.NewCoordinator("", reg, logger)
 	a.coord.Subscribe(a.switchOver)
+	if opts.Mesh != nil && opts.Mesh.Keyed() {
+		a.meet()
+	}
 	if err := a.newDelivery(); err != nil {
 		a.alerts.Close()
 		return nil, err
@@ -233,6 +252,11 @@ func (a *Alert) Run(ctx context.Context) error {
 			return a.silenceJournal.snapshot(a.silenceFile(), a.silences.Snapshot)
 		})
 	})
+	if a.peers != nil {
+		failed := func(err error) { a.logger.Error("alerts did not reach the Alertmanager", "err", err) }
+		a.jobs.Go(func() { a.peers.run(a.peers.ctx, failed) })
+		a.jobs.Go(func() { a.relay.run(a.peers.ctx) })
+	}
 	a.deliver(ctx)
 	return a.Close()
 }
@@ -244,6 +268,9 @@ func (a *Alert) Close() error {
 		a.closed = true
 		a.door.Unlock()
 		a.stopSD()
+		if a.peers != nil {
+			a.peers.drain()
+		}
 		if i := a.inhibitor.Load(); i != nil {
 			i.Stop()
 		}
@@ -251,6 +278,9 @@ func (a *Alert) Close() error {
 			d.Stop()
 		}
 		a.alerts.Close()
+		if a.peers != nil {
+			a.peers.stop()
+		}
 		// Maintenance writes the snapshots a last time when it is told to stop.
 		close(a.stopc)
 		a.jobs.Wait()
@@ -283,6 +313,10 @@ func (a *Alert) Handler() http.Handler {
 		defer a.door.RUnlock()
 		if a.closed {
 			http.Error(w, "the Alertmanager is stopping", http.StatusServiceUnavailable)
+			return
+		}
+		if a.relay != nil && r.Method == http.MethodPost && r.URL.Path == "/api/v2/alerts" {
+			a.takeFromOutside(w, r)
 			return
 		}
 		if r.Method != http.MethodPost || r.URL.Path != "/api/v2/silences" {

@@ -3,6 +3,7 @@ package alert
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,13 +13,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/common/config"
+	commonconfig "github.com/prometheus/common/config"
 	"github.com/prometheus/common/model"
 	promconfig "github.com/prometheus/prometheus/config"
 	"github.com/prometheus/prometheus/discovery"
 	"github.com/prometheus/prometheus/discovery/targetgroup"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/relabel"
 	"github.com/prometheus/prometheus/notifier"
 	"github.com/prometheus/prometheus/rules"
+
+	"github.com/tocsin-io/tocsin/appliance/config"
 )
 
 // targetGroup shortens upstream's name where it is used in channels and maps.
@@ -30,9 +35,10 @@ const drainTime = 10 * time.Second
 // defaultQueueCapacity is Prometheus's --alertmanager.notification-queue-capacity.
 const defaultQueueCapacity = 10000
 
-// newDelivery builds the queue that carries alerts from the rules to this replica's Alertmanager, in process, and to
-// the outside ones that prometheus.yml names, over HTTP. Upstream's notifier does the relabelling, queueing and
-// counting for both; only the request to ourselves never reaches a socket.
+// newDelivery builds the queue that carries alerts from the rules to the outside Alertmanagers that prometheus.yml names,
+// over HTTP. This replica's own Alertmanager and the other replicas' have a way of their own (relay), which an outside one
+// that hangs cannot hold up. The own one is listed among them nevertheless, and what is sent to it is counted here and
+// goes nowhere: existing alerts watch that there is an Alertmanager, and that it takes alerts.
 func (a *Alert) newDelivery() error {
 	o := &notifier.Options{
 		QueueCapacity:   a.opts.QueueCapacity,
@@ -56,18 +62,59 @@ func (a *Alert) newDelivery() error {
 	return nil
 }
 
-// Notify takes the alerts of a rule. The replica's own labels never come along: Prometheus's external labels are
-// added by upstream, as its configuration says.
-//
-// It waits until there is somebody to deliver to: upstream counts alerts that were sent to nobody as sent, and
-// repeats them only after the resend delay of a minute.
+// Notify takes the alerts of a rule, for the Alertmanagers of all replicas and for the outside ones.
 func (a *Alert) Notify(ctx context.Context, expr string, alerts ...*rules.Alert) {
+	rules.SendAlerts(sender{a, ctx}, a.opts.ExternalURL.String())(ctx, expr, alerts...)
+}
+
+// sender gets the alerts of one rule from upstream.
+type sender struct {
+	a   *Alert
+	ctx context.Context
+}
+
+func (s sender) Send(alerts ...*notifier.Alert) {
+	a := s.a
 	select {
 	case <-a.delivering:
-	case <-ctx.Done():
+		a.notifier.Send(alerts...)
+	case <-s.ctx.Done():
 		return
 	}
-	rules.SendAlerts(a.notifier, a.opts.ExternalURL.String())(ctx, expr, alerts...)
+	var err error
+	if own := a.relabel(alerts); a.relay != nil {
+		err = a.relay.say(s.ctx, own)
+	} else {
+		err = a.put(s.ctx, own)
+	}
+	if err != nil {
+		// Upstream's rules repeat them after the resend delay.
+		a.logger.Error("alerts of a rule did not reach the Alertmanager", "alerts", len(alerts), "err", err)
+	}
+}
+
+// relabel adds the external labels and applies alert_relabel_configs, as upstream's queue does for outside
+// Alertmanagers.
+func (a *Alert) relabel(alerts []*notifier.Alert) []posted {
+	prom := a.prepared.Load().outside
+	out := make([]posted, 0, len(alerts))
+	lb := labels.NewBuilder(labels.EmptyLabels())
+	for _, al := range alerts {
+		lb.Reset(al.Labels)
+		prom.GlobalConfig.ExternalLabels.Range(func(l labels.Label) {
+			if al.Labels.Get(l.Name) == "" {
+				lb.Set(l.Name, l.Value)
+			}
+		})
+		if !relabel.ProcessBuilder(lb, prom.AlertingConfig.AlertRelabelConfigs...) {
+			continue
+		}
+		out = append(out, posted{
+			Labels: lb.Labels().Map(), Annotations: al.Annotations.Map(), GeneratorURL: al.GeneratorURL,
+			StartsAt: al.StartsAt, EndsAt: al.EndsAt,
+		})
+	}
+	return out
 }
 
 // prepareDelivery adds this replica's own Alertmanager behind the outside ones, and proves that clients for those can
@@ -76,10 +123,12 @@ func (a *Alert) prepareDelivery(prom *promconfig.Config) (*promconfig.Config, er
 	c := *prom
 	outside := prom.AlertingConfig.AlertmanagerConfigs
 	for i, am := range outside {
-		if _, err := config.NewClientFromConfig(am.HTTPClientConfig, "alertmanager"); err != nil {
+		if _, err := commonconfig.NewClientFromConfig(am.HTTPClientConfig, "alertmanager"); err != nil {
 			return nil, fmt.Errorf("build the client of alerting.alertmanagers[%d]: %w", i, err)
 		}
 	}
+	// What tells the replicas apart must not make three alerts of one.
+	c.GlobalConfig.ExternalLabels = config.Shared(prom.GlobalConfig.ExternalLabels)
 	own := promconfig.DefaultAlertmanagerConfig
 	own.PathPrefix = a.ownPrefix()
 	c.AlertingConfig.AlertmanagerConfigs = append(outside[:len(outside):len(outside)], &own)
@@ -154,26 +203,39 @@ func (a *Alert) deliver(ctx context.Context) {
 	close(done)
 }
 
-// send carries a request to an Alertmanager: our own by a call, any other by the client.
+// send carries a request to an outside Alertmanager. Our own has the alerts already.
 func (a *Alert) send(ctx context.Context, c *http.Client, req *http.Request) (*http.Response, error) {
-	prefix := a.ownPrefix()
-	if req.URL.Host != a.opts.Address || !strings.HasPrefix(req.URL.Path, prefix+"/") {
-		if c == nil {
-			c = http.DefaultClient
-		}
-		if deadline := a.drainUntil.Load(); deadline != nil {
-			var cancel context.CancelFunc
-			if ctx, cancel = context.WithDeadline(ctx, *deadline); ctx.Err() != nil {
-				cancel()
-				return nil, fmt.Errorf("send to %s: the process stops and has waited %s", req.URL.Host, drainTime)
-			}
-			defer cancel()
-		}
-		return c.Do(req.WithContext(ctx))
+	if req.URL.Host == a.opts.Address && strings.HasPrefix(req.URL.Path, a.ownPrefix()+"/") {
+		return new(answer).response(req), nil
 	}
+	if c == nil {
+		c = http.DefaultClient
+	}
+	if deadline := a.drainUntil.Load(); deadline != nil {
+		var cancel context.CancelFunc
+		if ctx, cancel = context.WithDeadline(ctx, *deadline); ctx.Err() != nil {
+			cancel()
+			return nil, fmt.Errorf("send to %s: the process stops and has waited %s", req.URL.Host, drainTime)
+		}
+		defer cancel()
+	}
+	return c.Do(req.WithContext(ctx))
+}
+
+// call is a request to this replica's own Alertmanager API, without a socket.
+func (a *Alert) call(ctx context.Context, method, path string, body any) (*answer, error) {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("encode a request to the Alertmanager: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, path, bytes.NewReader(b))
+	if err != nil {
+		return nil, fmt.Errorf("make a request to the Alertmanager: %w", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
 	w := &answer{header: http.Header{}}
-	http.StripPrefix(prefix, http.HandlerFunc(a.serve)).ServeHTTP(w, req.WithContext(ctx))
-	return w.response(req), nil
+	a.serve(w, req)
+	return w, nil
 }
 
 // answer keeps what a handler writes. Answers of the Alertmanager to posted alerts are a sentence at most.

@@ -27,6 +27,8 @@ type prepared struct {
 	integrations int
 	intervals    *timeinterval.Intervener
 	outside      *promconfig.Config
+	// resolveTimeout is how long an alert fires that comes without an end.
+	resolveTimeout model.Duration
 }
 
 // Prepare builds receivers, templates, time intervals and delivery of a configuration, and changes nothing. What it
@@ -54,6 +56,7 @@ func (a *Alert) prepare(cfg *config.Config) (*prepared, error) {
 		routes:    dispatch.NewRoute(am.Route, nil),
 		receivers: map[string][]notify.Integration{},
 	}
+	carryIdempotency()
 	used := map[string]bool{}
 	p.routes.Walk(func(r *dispatch.Route) { used[r.RouteOpts.Receiver] = true })
 	for _, rcv := range am.Receivers {
@@ -78,6 +81,7 @@ func (a *Alert) prepare(cfg *config.Config) (*prepared, error) {
 		intervals[ti.Name] = ti.TimeIntervals
 	}
 	p.intervals = timeinterval.NewIntervener(intervals)
+	p.resolveTimeout = am.Global.ResolveTimeout
 	if p.outside, err = a.prepareDelivery(cfg.Prometheus); err != nil {
 		return nil, err
 	}
@@ -99,12 +103,7 @@ func (a *Alert) switchOver(conf *amconfig.Config) error {
 		old.Stop()
 	}
 	inhibitor := inhibit.NewInhibitor(a.alerts, conf.InhibitRules, a.logger, a.recorder)
-	// An interface that holds a nil pointer is not nil: only a real mesh may be handed on.
-	var peer notify.Peer
-	if a.opts.Mesh != nil {
-		peer = a.opts.Mesh
-	}
-	pipeline := a.pipelines.New(p.receivers, a.wait, inhibitor, a.silencer, p.intervals, a.groups, a.log, peer)
+	pipeline := a.pipeline(p, inhibitor)
 	dispatcher := dispatch.NewDispatcher(a.alerts, p.routes, pipeline, a.groups, a.timeout, groupMaintenanceInterval, nil,
 		a.logger, a.recorder, a.dispatch, p.templates)
 	a.metrics.receivers.Set(float64(len(p.receivers)))
@@ -134,7 +133,13 @@ func (a *Alert) wait() time.Duration {
 	return time.Duration(a.opts.Mesh.Position()) * peerTimeout
 }
 
-func (a *Alert) timeout(d time.Duration) time.Duration { return max(d, notify.MinTimeout) + a.wait() }
+// timeout bounds a flush: every replica must have had its turn before the next one.
+func (a *Alert) timeout(d time.Duration) time.Duration {
+	if a.turns != nil {
+		return max(d, notify.MinTimeout) + 3*maxHold
+	}
+	return max(d, notify.MinTimeout) + a.wait()
+}
 
 // warnIntervals names the routes whose intervals contradict each other, as a stock Alertmanager does.
 func (a *Alert) warnIntervals(routes *dispatch.Route) {

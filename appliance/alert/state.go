@@ -11,15 +11,17 @@ import (
 
 // openState reads the notification log and the silences of an earlier run: each its snapshot, then its journal.
 func (a *Alert) openState() error {
-	var err error
-	a.log, err = nflog.New(nflog.Options{
+	log, err := nflog.New(nflog.Options{
 		SnapshotFile: a.logFile(),
 		Retention:    a.opts.Retention,
 		Logger:       a.logger,
 		Metrics:      a.opts.Registerer,
 	})
-	if err := a.setAside(a.logFile(), a.log != nil, err); err != nil {
+	if err := a.setAside(a.logFile(), log != nil, err); err != nil {
 		return err
+	}
+	a.log = &notificationLog{
+		upstreamLog: log, retention: a.opts.Retention, duplicates: a.metrics.duplicates, sent: map[turnKey]sent{},
 	}
 	a.silences, err = silence.New(silence.Options{
 		SnapshotFile: a.silenceFile(),

@@ -44,6 +44,12 @@ type Config struct {
 	LogReceiver string
 	// Replica says which of the replicas this process is.
 	Replica Replica
+	// Cluster says how the replicas find each other; nil for a replica that
+	// stands alone.
+	Cluster *Cluster
+	// ClusterKeys are the keys of cluster.key_file, each 32 bytes long: the first
+	// to send with, all to accept. Empty without a key file.
+	ClusterKeys Keys
 	// Federation lists the upstream servers to pull from.
 	Federation []*Upstream
 }
@@ -52,7 +58,7 @@ type Config struct {
 // and cannot be reloaded.
 type Replica struct {
 	Name string `yaml:"name" default:"the host name" reload:"no" doc:"Name of this replica. Unique among the replicas of one cluster."`
-	Zone string `yaml:"zone" default:"auto" reload:"no" doc:"Availability zone that this replica stands in. auto takes it from the machine's instance data."`
+	Zone string `yaml:"zone" default:"auto" reload:"no" doc:"Availability zone that this replica stands in. auto takes it from cloud-init's instance data; without any the zone is called default, and a warning says so."`
 }
 
 // Upstream is one Prometheus server to federate from. Nothing is stored that
@@ -114,6 +120,7 @@ func Immutable(old, next *Config) error {
 	if old.Replica.Zone != next.Replica.Zone {
 		fields = append(fields, "replica.zone")
 	}
+	fields = append(fields, immutableCluster(old, next)...)
 	// Upstream's rule manager and notifier take it once, when they are made.
 	if old.Prometheus.GlobalConfig.MetricNameValidationScheme != next.Prometheus.GlobalConfig.MetricNameValidationScheme {
 		fields = append(fields, "prometheus.global.metric_name_validation_scheme")

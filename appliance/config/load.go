@@ -17,6 +17,7 @@ const (
 	sectionPrometheus   = "prometheus"
 	sectionAlertmanager = "alertmanager"
 	sectionReplica      = "replica"
+	sectionCluster      = "cluster"
 	sectionFederation   = "federation"
 )
 
@@ -62,6 +63,7 @@ func (l *loader) finish(cfg *Config, doc *section) (*Config, error) {
 	l.prometheus(cfg, doc, at[sectionPrometheus])
 	l.alertmanager(cfg, doc, at[sectionAlertmanager])
 	l.replica(cfg, doc, at[sectionReplica])
+	l.cluster(cfg, doc, at[sectionCluster])
 	l.federation(cfg, doc, at[sectionFederation])
 	l.take(doc)
 	if len(l.found) > 0 {
@@ -77,7 +79,7 @@ func (l *loader) take(s *section) {
 
 // topLevel checks the names of the sections and gives their values.
 func (l *loader) topLevel(doc *section) map[string]*yaml.Node {
-	known := []string{sectionPrometheus, sectionAlertmanager, sectionReplica, sectionFederation}
+	known := []string{sectionPrometheus, sectionAlertmanager, sectionReplica, sectionCluster, sectionFederation}
 	at := map[string]*yaml.Node{}
 	if doc.root == nil {
 		return at

@@ -32,6 +32,8 @@ func TestBuiltin(t *testing.T) {
 			require.Equal(t, "auto", cfg.Replica.Zone)
 			require.NotEmpty(t, cfg.Replica.Name)
 			require.Empty(t, cfg.Federation)
+			require.Nil(t, cfg.Cluster)
+			require.Empty(t, cfg.ClusterKeys)
 			require.Len(t, cfg.ScrapeConfigs, 2)
 
 			prefix := strings.TrimSuffix(self.RoutePrefix, "/")
@@ -72,6 +74,9 @@ func TestRealistic(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, cfg.LogReceiver)
 	require.Equal(t, config.Replica{Name: "replica-a", Zone: "zone-1"}, cfg.Replica)
+	require.Equal(t, "production", cfg.Cluster.Name)
+	require.Len(t, cfg.Cluster.Peers, 4)
+	require.Len(t, cfg.ClusterKeys, 2)
 
 	require.Len(t, cfg.ScrapeConfigs, 6)
 	require.Equal(t, "database", cfg.ScrapeConfigs[5].JobName)
@@ -91,6 +96,7 @@ func TestRealistic(t *testing.T) {
 		cfg.Alertmanager.Receivers[2].PagerdutyConfigs[0].RoutingKeyFile,
 		cfg.Alertmanager.Receivers[4].WebhookConfigs[0].HTTPConfig.Authorization.CredentialsFile,
 		cfg.Federation[0].HTTPClientConfig.BasicAuth.PasswordFile,
+		cfg.Cluster.KeyFile,
 	}, cfg.RuleFiles...)
 	for _, path := range absolute {
 		require.True(t, filepath.IsAbs(path), path)
@@ -189,7 +195,7 @@ func TestFindings(t *testing.T) {
 		"empty section":         {text: "\nprometheus:\n", want: []string{"tocsin.yml:2: prometheus"}},
 		"wrong kind of section": {text: "prometheus: [a]\nalertmanager: 1\nreplica: a\nfederation: {}\n", want: []string{"tocsin.yml:1: prometheus", "tocsin.yml:2: alertmanager", "tocsin.yml:3: replica", "tocsin.yml:4: federation"}},
 		"replica names":         {text: "replica:\n  name: [a]\n  zone: ''\n", want: []string{"tocsin.yml:2: replica.name", "tocsin.yml:3: replica.zone"}},
-		"later sections":        {text: "cluster: {name: a}\n", want: []string{"tocsin.yml:1: cluster"}},
+		"later sections":        {text: "bucket: {type: S3}\naccess: {}\nheartbeat: []\n", want: []string{"tocsin.yml:1: bucket", "tocsin.yml:2: access", "tocsin.yml:3: heartbeat"}},
 		"empty upstream":        {text: "federation:\n-\n", want: []string{"tocsin.yml:2: federation[0]"}},
 		"upstream lacks all":    {text: "federation:\n- {metrics: [{labels: [a]}]}\n", want: []string{"tocsin.yml:2: federation[0]", "tocsin.yml:2: federation[0]", "tocsin.yml:2: federation[0].metrics[0]"}},
 		"upstream intervals":    {text: upstream + "  interval: 0s\n", want: []string{"tocsin.yml:4: federation[0].interval"}},
@@ -358,6 +364,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte("alertmanager:\n  global: {slack_app_token: x, slack_api_url_file: y}\n  route: {receiver: r}\n  receivers: [{name: r}]\n"))
 	f.Add([]byte("alertmanager:\n  global: {http_config: }\n  route: {receiver: r}\n  receivers: [{name: r, slack_configs: [{api_url: 'http://h'}, ]}]\n"))
 	f.Add([]byte("federation: &a\n- *a\n"))
+	f.Add([]byte("cluster: {name: a, peers: [h, 'dns+h:1', dnssrv+_a._tcp.b, '[::1]:2'], key_file: tocsin.yml, advertise_address: 'h:1'}\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for _, far := range []string{"/*", "/?", "/[", "/dev", "/proc", "/sys"} {
 			if strings.Contains(string(text), far) {

@@ -19,6 +19,10 @@ func Manual() string {
 	fields(&b, "replica.", reflect.TypeFor[Replica]())
 	b.WriteString("\n```yaml\nreplica:\n  name: monitor-a\n  zone: zone-1\n```\n")
 
+	b.WriteString("\n## cluster\n\n" + manualCluster)
+	fields(&b, "cluster.", reflect.TypeFor[Cluster]())
+	b.WriteString("\n" + manualPeers)
+
 	b.WriteString("\n## federation\n\n" + manualFederation)
 	fields(&b, "federation[].", reflect.TypeFor[Upstream]())
 	b.WriteString("\nEach item of `metrics`:\n\n")
@@ -101,6 +105,7 @@ an error. What needs a restart is a flag ([cli.md](cli.md)), what reloads is in 
 | ` + "`prometheus`" + ` | a Prometheus configuration, unchanged: a path, or the content itself | built-in: scrape this process and its host, keep 15 days |
 | ` + "`alertmanager`" + ` | an Alertmanager configuration, unchanged: a path, or the content itself | built-in: write alerts to the log |
 | ` + "`replica`" + ` | which of the replicas this is | name: the host name, zone: found out |
+| ` + "`cluster`" + ` | which replicas belong together, and how they find each other | this replica stands alone: nothing is gossiped, no port is opened for it |
 | ` + "`federation`" + ` | Prometheus servers to pull chosen metrics from | none |
 
 **Paths.** A relative path is relative to the file it stands in: in ` + "`tocsin.yml`" + ` to the folder of ` + "`tocsin.yml`" + `, in an outside
@@ -137,6 +142,32 @@ const manualAlertmanager = "The format is Alertmanager's own: <https://prometheu
 - A mistake in a template, in a template file or in a receiver's field, is an error at once and not when a notification is due.
 
 ` + "```yaml\nalertmanager: alertmanager.yml        # relative to tocsin.yml\n```\n"
+
+const manualCluster = `Which replicas belong together, and how they find each other. A replica that stands alone needs no such section. Adding or
+removing it needs a restart.
+
+`
+
+const manualPeers = `A peer is written in one of these ways. Names are looked up again and again, for IPv4 and IPv6 addresses alike.
+
+| Form | Meaning |
+|---|---|
+| ` + "`10.0.0.1`, `10.0.0.1:9094`" + ` | an address; without a port, ` + "`9094`" + ` |
+| ` + "`2001:db8::1`, `[2001:db8::1]:9094`" + ` | an IPv6 address, in brackets if a port follows |
+| ` + "`host`, `host:9094`" + `, and the same after ` + "`dns+`" + ` | every address of a name |
+| ` + "`dnssrv+_name._tcp.example.org`" + ` | every host and port that the SRV records of a name give |
+
+` + "```yaml" + `
+cluster:
+  name: production
+  peers: [10.0.0.1, 10.0.1.1, 10.0.2.1]   # the same list on each
+  key_file: cluster.key                   # made with: tocsin cluster keygen
+` + "```" + `
+
+**The key** is as secret as a root password: who holds it is a replica. Everything between replicas is encrypted with it and
+refused without it. To change it without an outage, add the new key as the second line of the file on each replica and reload,
+then put it first on each and reload, then take the old one out on each and reload.
+`
 
 const manualFederation = `A list of Prometheus servers to pull from with their ` + "`/federate`" + ` endpoint. It denies by default: a series that no item of
 ` + "`metrics`" + ` matches is not stored, a label that the item does not list is dropped, whatever the upstream sends. Several items may match one

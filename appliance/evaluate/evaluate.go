@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/prometheus/storage"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
+	"github.com/tocsin-io/tocsin/appliance/evaluate/peerspb"
 )
 
 // Options are what rules need. All but the durations and MaxConcurrency are mandatory; those have Prometheus's
@@ -41,6 +42,8 @@ type Options struct {
 	// OutageTolerance is the longest outage after which `for` state is restored, ForGracePeriod the shortest `for`
 	// that is restored, ResendDelay the shortest time between two sends of one alert.
 	OutageTolerance, ForGracePeriod, ResendDelay time.Duration
+	// Mesh is nil where there are no other replicas.
+	Mesh Mesh
 	// MaxConcurrency is how many rules of a group may run at once where they do not depend on each other; 0 is one
 	// after the other.
 	MaxConcurrency int64
@@ -61,10 +64,17 @@ type Evaluate struct {
 func New(opts Options) (*Evaluate, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &Evaluate{opts: opts, cancel: cancel}
+	restore := opts.Queryable
+	if opts.Mesh != nil && opts.Mesh.Keyed() {
+		p := &peers{e: e, mesh: opts.Mesh, local: opts.Queryable}
+		peerspb.RegisterPeersServer(opts.Mesh.Server(), p)
+		restore = p
+	}
 	e.manager = rules.NewManager(&rules.ManagerOptions{
-		NameValidationScheme:   opts.NameValidationScheme,
-		Appendable:             opts.Appendable,
-		Queryable:              opts.Queryable,
+		NameValidationScheme: opts.NameValidationScheme,
+		Appendable:           opts.Appendable,
+		// Upstream reads it for one thing only: the state of alerts after a start.
+		Queryable:              restore,
 		QueryFunc:              query(opts.Engine, opts.Queryable),
 		NotifyFunc:             opts.Notify,
 		Context:                ctx,
@@ -146,7 +156,7 @@ func (e *Evaluate) Prepare(cfg *config.Config) (apply func() error, err error) {
 	return func() error {
 		global := cfg.Prometheus.GlobalConfig
 		e.offset.Store(int64(global.RuleQueryOffset))
-		if err := e.manager.Update(time.Duration(global.EvaluationInterval), cfg.RuleFiles, global.ExternalLabels,
+		if err := e.manager.Update(time.Duration(global.EvaluationInterval), cfg.RuleFiles, config.Shared(global.ExternalLabels),
 			e.opts.ExternalURL.String(), nil); err != nil {
 			return fmt.Errorf("apply the rules: %w", err)
 		}

@@ -33,10 +33,7 @@ func cliManual(app *kong.Application) string {
 		"[configuration.md](configuration.md)); nothing is in both. Flags bear Prometheus's names with their meaning;\n" +
 		"Alertmanager's carry the prefix `alertmanager.`.\n\n" +
 		"Exit codes: 0 done, 1 it did not work, 2 the command line or the configuration is wrong.\n")
-	for _, cmd := range app.Children {
-		if cmd.Hidden {
-			continue
-		}
+	for _, cmd := range app.Leaves(true) {
 		fmt.Fprintf(&b, "\n## tocsin %s\n\n%s\n", cmd.Summary(), cmd.Help)
 		var rows []string
 		for _, f := range cmd.Flags {

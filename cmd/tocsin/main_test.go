@@ -25,20 +25,22 @@ func TestCommands(t *testing.T) {
 		code           int
 		stdout, stderr []string
 	}{
-		"version":                {[]string{"version"}, 0, []string{"tocsin, version", "prometheus:   3.9.1"}, nil},
-		"help":                   {[]string{"--help"}, 0, []string{"Run a replica", "Check a configuration"}, nil},
-		"help of run":            {[]string{"run", "--help"}, 0, []string{"--config.file", "promql-experimental-functions"}, nil},
-		"no command":             {nil, exitUsage, nil, []string{"tocsin --help"}},
-		"an unknown flag":        {[]string{"run", "--no-such"}, exitUsage, nil, []string{"--no-such"}},
-		"an unknown feature":     {[]string{"run", "--enable-feature=magic"}, exitUsage, nil, []string{"magic", "promql-experimental-functions"}},
-		"a bad address":          {[]string{"run", "--grpc.listen-address=nowhere"}, exitUsage, nil, []string{"--grpc.listen-address"}},
-		"a bad log level":        {[]string{"run", "--log.level=loud"}, exitUsage, nil, []string{"--log.level"}},
-		"a bad origin":           {[]string{"run", "--web.cors.origin=("}, exitUsage, nil, []string{"--web.cors.origin"}},
-		"a ratio of 2":           {[]string{"run", "--auto-gomemlimit.ratio=2"}, exitUsage, nil, []string{"--auto-gomemlimit.ratio"}},
-		"a file that is missing": {[]string{"run", "--config.file=" + filepath.Join(dir, "none.yml")}, exitUsage, nil, []string{"none.yml"}},
-		"check of what we ship":  {[]string{"check", "../../packaging/etc/tocsin.yml"}, 0, []string{"is good", "2 scrape jobs"}, nil},
-		"check of a bad file":    {[]string{"check", bad}, exitUsage, nil, []string{"bad.yml:1", "replicas", "bad.yml:2", "url"}},
-		"run with a bad file":    {[]string{"run", "--config.file=" + bad, "--storage.path=" + filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0", "--alertmanager.listen-address="}, exitUsage, nil, []string{"bad.yml:1", "bad.yml:2"}},
+		"version":                 {[]string{"version"}, 0, []string{"tocsin, version", "prometheus:   3.9.1"}, nil},
+		"help":                    {[]string{"--help"}, 0, []string{"Run a replica", "Check a configuration"}, nil},
+		"help of run":             {[]string{"run", "--help"}, 0, []string{"--config.file", "promql-experimental-functions"}, nil},
+		"keygen with an argument": {[]string{"cluster", "keygen", "x"}, exitUsage, nil, []string{"unexpected argument"}},
+		"cluster of nothing":      {[]string{"cluster"}, exitUsage, nil, []string{"keygen"}},
+		"no command":              {nil, exitUsage, nil, []string{"tocsin --help"}},
+		"an unknown flag":         {[]string{"run", "--no-such"}, exitUsage, nil, []string{"--no-such"}},
+		"an unknown feature":      {[]string{"run", "--enable-feature=magic"}, exitUsage, nil, []string{"magic", "promql-experimental-functions"}},
+		"a bad address":           {[]string{"run", "--grpc.listen-address=nowhere"}, exitUsage, nil, []string{"--grpc.listen-address"}},
+		"a bad log level":         {[]string{"run", "--log.level=loud"}, exitUsage, nil, []string{"--log.level"}},
+		"a bad origin":            {[]string{"run", "--web.cors.origin=("}, exitUsage, nil, []string{"--web.cors.origin"}},
+		"a ratio of 2":            {[]string{"run", "--auto-gomemlimit.ratio=2"}, exitUsage, nil, []string{"--auto-gomemlimit.ratio"}},
+		"a file that is missing":  {[]string{"run", "--config.file=" + filepath.Join(dir, "none.yml")}, exitUsage, nil, []string{"none.yml"}},
+		"check of what we ship":   {[]string{"check", "../../packaging/etc/tocsin.yml"}, 0, []string{"is good", "2 scrape jobs"}, nil},
+		"check of a bad file":     {[]string{"check", bad}, exitUsage, nil, []string{"bad.yml:1", "replicas", "bad.yml:2", "url"}},
+		"run with a bad file":     {[]string{"run", "--config.file=" + bad, "--storage.path=" + filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0", "--alertmanager.listen-address="}, exitUsage, nil, []string{"bad.yml:1", "bad.yml:2"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, stdout, stderr := tocsin(c.args...)
@@ -62,10 +64,33 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestKeygen holds that the output can be the key file, and that nobody else gets the same.
+func TestKeygen(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "tocsin.yml")
+	if err := os.WriteFile(file, []byte("cluster: {name: a, key_file: key}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for range 3 {
+		code, key, stderr := tocsin("cluster", "keygen")
+		if code != 0 || stderr != "" || seen[key] || !strings.HasSuffix(key, "\n") || strings.Count(key, "\n") != 1 {
+			t.Fatalf("exit code %d, stdout %q, stderr %q", code, key, stderr)
+		}
+		seen[key] = true
+		if err := os.WriteFile(filepath.Join(dir, "key"), []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if code, _, stderr := tocsin("check", file); code != 0 {
+			t.Errorf("check refuses the key: %s", stderr)
+		}
+	}
+}
+
 // TestFlagsAndFileShareNothing holds that a setting has one place: what the file has, no flag has.
 func TestFlagsAndFileShareNothing(t *testing.T) {
 	_, cli, _ := tocsin("docs", "cli")
-	for _, field := range []string{"retention.time", "retention.size", "out-of-order", "scrape-interval", "evaluation-interval", "replica.", "federation."} {
+	for _, field := range []string{"retention.time", "retention.size", "out-of-order", "scrape-interval", "evaluation-interval", "replica.", "cluster.name", "cluster.peer", "cluster.key", "cluster.advertise", "federation."} {
 		if strings.Contains(cli, "`--"+field) || strings.Contains(cli, "`--storage.tsdb."+field) {
 			t.Errorf("there is a flag for %s, which the file has", field)
 		}

@@ -23,6 +23,7 @@ import (
 	"github.com/tocsin-io/tocsin/appliance"
 	"github.com/tocsin-io/tocsin/appliance/alert"
 	"github.com/tocsin-io/tocsin/appliance/evaluate"
+	"github.com/tocsin-io/tocsin/appliance/mesh"
 	"github.com/tocsin-io/tocsin/appliance/query"
 	"github.com/tocsin-io/tocsin/appliance/store"
 	"github.com/tocsin-io/tocsin/web"
@@ -68,8 +69,8 @@ type runCmd struct {
 	QueueCapacity         int            `name:"alertmanager.notification-queue-capacity" default:"10000" help:"Most alerts that wait to be delivered to Alertmanagers."`
 	BatchSize             int            `name:"alertmanager.notification-batch-size" default:"256" help:"Most alerts in one request to an Alertmanager."`
 
-	ClusterListen string `name:"cluster.listen-address" default:"0.0.0.0:9094" help:"Address of the gossip between replicas. Checked, and not bound before there are peers to gossip with."`
-	GRPCListen    string `name:"grpc.listen-address" default:"0.0.0.0:10901" help:"Address of gRPC between replicas. Checked, and not bound before there are peers to talk to."`
+	ClusterListen string `name:"cluster.listen-address" default:"0.0.0.0:9094" help:"Address of the gossip between replicas, TCP and UDP. Not bound without a cluster section."`
+	GRPCListen    string `name:"grpc.listen-address" default:"0.0.0.0:10901" help:"Address of gRPC between replicas. Not bound without cluster.key_file."`
 
 	LookbackDelta  model.Duration `name:"query.lookback-delta" default:"5m" help:"How far back an instant may look for the newest sample of a series."`
 	QueryTimeout   model.Duration `name:"query.timeout" default:"2m" help:"Longest time a query may take."`
@@ -77,7 +78,7 @@ type runCmd struct {
 	MaxSamples     int            `name:"query.max-samples" default:"50000000" help:"Most samples a query may hold in memory."`
 
 	OutageTolerance    model.Duration `name:"rules.alert.for-outage-tolerance" default:"1h" help:"Longest outage after which the for state of alerts is restored."`
-	ForGracePeriod     model.Duration `name:"rules.alert.for-grace-period" default:"10m" help:"Shortest for whose state is restored."`
+	ForGracePeriod     model.Duration `name:"rules.alert.for-grace-period" default:"0s" help:"Shortest for whose state is restored, and how long at least a restored alert stays pending. Prometheus has 10m, with which a restart begins every shorter for anew."`
 	ResendDelay        model.Duration `name:"rules.alert.resend-delay" default:"1m" help:"Shortest time between two sends of one alert to an Alertmanager."`
 	MaxConcurrentEvals int64          `name:"rules.max-concurrent-evals" default:"4" help:"With --enable-feature=concurrent-rule-eval: most rules at once that do not depend on each other."`
 
@@ -189,6 +190,7 @@ func (c *runCmd) options(k *kong.Context, logger *slog.Logger) (appliance.Option
 			ForGracePeriod:  time.Duration(c.ForGracePeriod),
 			ResendDelay:     time.Duration(c.ResendDelay),
 		},
+		Mesh: mesh.Options{ListenAddress: c.ClusterListen, GRPCListenAddress: c.GRPCListen},
 		Alert: alert.Options{
 			Retention:     time.Duration(c.AlertmanagerRetention),
 			QueueCapacity: c.QueueCapacity,

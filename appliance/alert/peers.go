@@ -1,0 +1,277 @@
+package alert
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/common/model"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tocsin-io/tocsin/appliance/alert/peerspb"
+	"github.com/tocsin-io/tocsin/appliance/mesh"
+)
+
+// drainTurns is how long notifications that are being sent at the stop may take, and what is queued for the other
+// replicas.
+const drainTurns = 5 * time.Second
+
+// peers is what this replica's Alertmanager and the others' say to each other beyond gossip.
+type peers struct {
+	peerspb.UnimplementedPeersServer
+	mesh  Mesh
+	turns *turns
+	relay *relay
+	log   *notificationLog
+
+	change chan struct{}
+	ctx    context.Context
+	cancel context.CancelFunc
+	jobs   sync.WaitGroup // Calls that nobody waits for.
+}
+
+// meet joins this replica's Alertmanager to the others'. It is for a mesh with a key: nobody else may deliver alerts.
+func (a *Alert) meet() {
+	p := &peers{mesh: a.opts.Mesh, log: a.log, change: make(chan struct{}, 1)}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	a.turns = newTurns(a.opts.Mesh.Name(), p, a.logger, a.metrics.turns)
+	a.relay = &relay{
+		self: a.opts.Mesh.Name(), incarnation: incarnation(a.opts.Mesh), mesh: a.opts.Mesh,
+		logger: a.logger, metrics: a.metrics.relay, put: a.put, send: p.deliver,
+		said: map[model.Fingerprint]map[string]heard{}, queues: map[string]*queue{},
+	}
+	p.turns, p.relay = a.turns, a.relay
+	a.peers = p
+	peerspb.RegisterPeersServer(a.opts.Mesh.Server(), p)
+	a.opts.Mesh.OnChange(func() {
+		select {
+		case p.change <- struct{}{}:
+		default:
+		}
+	})
+}
+
+// incarnation is when this replica started, as the others see it.
+func incarnation(m Mesh) int64 {
+	for _, member := range m.Members() {
+		if member.Self {
+			return member.Card.Started.UnixMilli()
+		}
+	}
+	return 0
+}
+
+// run follows the mesh until ctx ends.
+func (p *peers) run(ctx context.Context, failed func(error)) {
+	for {
+		p.turns.changed()
+		if err := p.relay.changed(p.ctx); err != nil {
+			failed(err)
+		}
+		select {
+		case <-p.change:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// drain leaves to the others what this replica has not begun, and waits for the rest. The others must still be
+// reached.
+func (p *peers) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTurns)
+	defer cancel()
+	p.turns.stop(ctx)
+	p.relay.drain(ctx)
+}
+
+func (p *peers) stop() {
+	p.cancel()
+	p.relay.stop()
+	p.jobs.Wait()
+}
+
+// others are all replicas that speak this protocol. One that the mesh holds dead is among them: it may be slow only.
+func (p *peers) others() []other {
+	var out []other
+	for _, m := range p.mesh.Members() {
+		if !m.Self && m.Card.GRPC != "" {
+			out = append(out, other{m.Name, m.Alive})
+		}
+	}
+	return out
+}
+
+func (p *peers) client(member string) (peerspb.PeersClient, error) {
+	conn, err := p.mesh.Conn(member)
+	if err != nil {
+		return nil, fmt.Errorf("reach replica %s: %w", member, err)
+	}
+	return peerspb.NewPeersClient(conn), nil
+}
+
+func (p *peers) ask(ctx context.Context, member string, key turnKey) (granted bool, err error) {
+	c, err := p.client(member)
+	if err != nil {
+		return false, err
+	}
+	reply, err := c.Ask(ctx, &peerspb.AskRequest{Key: key.proto()})
+	if err != nil {
+		return false, fmt.Errorf("ask replica %s for the turn: %w", member, err)
+	}
+	return reply.GetGranted(), p.merge(reply.GetEntry())
+}
+
+func (p *peers) pass(member string, key turnKey) {
+	p.jobs.Go(func() {
+		ctx, cancel := context.WithTimeout(p.ctx, askTimeout)
+		defer cancel()
+		c, err := p.client(member)
+		if err != nil {
+			return // It asks again by itself.
+		}
+		entry, err := p.log.encoded(key)
+		if err != nil {
+			entry = nil // Gossip brings it.
+		}
+		_, _ = c.Pass(ctx, &peerspb.PassRequest{Key: key.proto(), Entry: entry}) // As above.
+	})
+}
+
+func (p *peers) deliver(ctx context.Context, member string, s *peerspb.Statements) error {
+	c, err := p.client(member)
+	if err != nil {
+		return err
+	}
+	if _, err := c.Deliver(ctx, s); err != nil {
+		return fmt.Errorf("deliver alerts to replica %s: %w", member, err)
+	}
+	return nil
+}
+
+// merge takes an entry of another replica's notification log; none is fine.
+func (p *peers) merge(entry []byte) error {
+	if len(entry) == 0 {
+		return nil
+	}
+	return p.log.Merge(entry)
+}
+
+// Deliver takes alerts of another replica.
+func (p *peers) Deliver(ctx context.Context, s *peerspb.Statements) (*peerspb.Delivered, error) {
+	if err := p.relay.hear(ctx, s); err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return &peerspb.Delivered{}, nil
+}
+
+// Ask answers another replica that wants to notify.
+func (p *peers) Ask(ctx context.Context, r *peerspb.AskRequest) (*peerspb.AskReply, error) {
+	from, ok := mesh.Caller(ctx)
+	if !ok {
+		return nil, status.Error(codes.Unauthenticated, "the caller has no name")
+	}
+	key, err := keyFrom(r.GetKey())
+	if err != nil {
+		return nil, err
+	}
+	reply := &peerspb.AskReply{Granted: p.turns.asked(from, key)}
+	if reply.Entry, err = p.log.encoded(key); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return reply, nil
+}
+
+// Pass wakes a notification that waits for another replica.
+func (p *peers) Pass(_ context.Context, r *peerspb.PassRequest) (*peerspb.Passed, error) {
+	key, err := keyFrom(r.GetKey())
+	if err != nil {
+		return nil, err
+	}
+	if err := p.merge(r.GetEntry()); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	p.turns.passed(key)
+	return &peerspb.Passed{}, nil
+}
+
+func (k turnKey) proto() *peerspb.Key {
+	return &peerspb.Key{Group: k.group, Receiver: k.receiver, Integration: k.integration, Index: k.index}
+}
+
+func keyFrom(k *peerspb.Key) (turnKey, error) {
+	if k.GetGroup() == "" || k.GetReceiver() == "" {
+		return turnKey{}, status.Error(codes.InvalidArgument, "the turn has no group or no receiver")
+	}
+	return turnKey{k.GetGroup(), k.GetReceiver(), k.GetIntegration(), k.GetIndex()}, nil
+}
+
+// put hands alerts to this replica's Alertmanager, through its API: it validates and counts them.
+func (a *Alert) put(ctx context.Context, alerts []posted) error {
+	if len(alerts) == 0 {
+		return nil
+	}
+	w, err := a.call(ctx, http.MethodPost, "/api/v2/alerts", alerts)
+	if err != nil {
+		return err
+	}
+	switch w.code {
+	case http.StatusOK:
+		return nil
+	case http.StatusBadRequest:
+		// The good ones among them were taken, and the others are refused whenever they come.
+		a.logger.Warn("the Alertmanager refused some alerts", "err", w.body.String())
+		return nil
+	default:
+		return errors.New("hand alerts to the Alertmanager: " + w.body.String())
+	}
+}
+
+// takeFromOutside takes alerts that were posted to this replica, and brings them to the others: a load balancer in
+// front of the replicas does no harm.
+func (a *Alert) takeFromOutside(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body) // It was read and bounded before.
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	held := &answer{header: w.Header()}
+	a.serve(held, r)
+	// Upstream takes the good ones out of a request with bad ones, and so do the others.
+	if held.code == http.StatusOK || held.code == http.StatusBadRequest {
+		var alerts []posted
+		if json.Unmarshal(body, &alerts) == nil {
+			a.relay.overheard(a.complete(alerts))
+		}
+	}
+	held.WriteHeader(http.StatusOK)
+	w.WriteHeader(held.code)
+	_, _ = w.Write(held.body.Bytes()) // The client may be gone.
+}
+
+// complete gives alerts the times that the Alertmanager gives them when they come without, so that every replica has
+// the same.
+func (a *Alert) complete(alerts []posted) []posted {
+	now := time.Now()
+	for i := range alerts {
+		p := &alerts[i]
+		if p.StartsAt.IsZero() {
+			p.StartsAt = now
+			if !p.EndsAt.IsZero() {
+				p.StartsAt = p.EndsAt
+			}
+		}
+		if p.EndsAt.IsZero() {
+			p.EndsAt = now.Add(time.Duration(a.prepared.Load().resolveTimeout))
+		}
+	}
+	return alerts
+}
