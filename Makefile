@@ -67,9 +67,8 @@ fuzz: ## Run every fuzz target for a while (FUZZTIME=30s each).
 # The generated code is committed, so that building needs no compiler for it.
 .PHONY: proto
 proto: ## Generate the messages between replicas anew; needs protoc, protoc-gen-go 1.36.11 and protoc-gen-go-grpc 1.6.0.
-	for f in $$(git ls-files '*.proto'); do \
-	  protoc --proto_path=$$(dirname $$f) --go_out=$$(dirname $$f) --go_opt=paths=source_relative \
-	    --go-grpc_out=$$(dirname $$f) --go-grpc_opt=paths=source_relative $$f || exit 1; done
+	protoc --proto_path=. --go_out=. --go_opt=paths=source_relative \
+	  --go-grpc_out=. --go-grpc_opt=paths=source_relative $$(git ls-files '*.proto')
 
 ##@ Check
 

@@ -111,7 +111,7 @@ var (
 )
 
 // New binds the sockets. Nothing is sent or answered before Run. Close it, also when Run never ran.
-func New(opts Options) (m *Mesh, err error) {
+func New(opts Options) (_ *Mesh, err error) {
 	cfg := opts.Config
 	if cfg == nil || cfg.Cluster == nil {
 		return nil, errors.New("start the mesh: there is no cluster section")
@@ -122,7 +122,7 @@ func New(opts Options) (m *Mesh, err error) {
 	if err := os.MkdirAll(opts.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("create the mesh's directory: %w", err)
 	}
-	m = &Mesh{
+	m := &Mesh{
 		logger:   opts.Logger,
 		name:     cfg.Replica.Name,
 		cluster:  cfg.Cluster.Name,

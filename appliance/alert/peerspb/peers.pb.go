@@ -5,7 +5,7 @@
 // versions:
 // 	protoc-gen-go v1.36.11
 // 	protoc        v3.21.12
-// source: peers.proto
+// source: appliance/alert/peerspb/peers.proto
 
 package peerspb
 
@@ -46,7 +46,7 @@ type Statement struct {
 
 func (x *Statement) Reset() {
 	*x = Statement{}
-	mi := &file_peers_proto_msgTypes[0]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -58,7 +58,7 @@ func (x *Statement) String() string {
 func (*Statement) ProtoMessage() {}
 
 func (x *Statement) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[0]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -71,7 +71,7 @@ func (x *Statement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Statement.ProtoReflect.Descriptor instead.
 func (*Statement) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{0}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Statement) GetSource() string {
@@ -141,7 +141,7 @@ type Statements struct {
 
 func (x *Statements) Reset() {
 	*x = Statements{}
-	mi := &file_peers_proto_msgTypes[1]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -153,7 +153,7 @@ func (x *Statements) String() string {
 func (*Statements) ProtoMessage() {}
 
 func (x *Statements) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[1]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -166,7 +166,7 @@ func (x *Statements) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Statements.ProtoReflect.Descriptor instead.
 func (*Statements) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{1}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Statements) GetStatements() []*Statement {
@@ -191,7 +191,7 @@ type Delivered struct {
 
 func (x *Delivered) Reset() {
 	*x = Delivered{}
-	mi := &file_peers_proto_msgTypes[2]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -203,7 +203,7 @@ func (x *Delivered) String() string {
 func (*Delivered) ProtoMessage() {}
 
 func (x *Delivered) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[2]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -216,7 +216,7 @@ func (x *Delivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivered.ProtoReflect.Descriptor instead.
 func (*Delivered) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{2}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{2}
 }
 
 // Key is what a turn is for: one receiver integration of one alert group.
@@ -232,7 +232,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_peers_proto_msgTypes[3]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +244,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[3]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +257,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{3}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Key) GetGroup() string {
@@ -297,7 +297,7 @@ type AskRequest struct {
 
 func (x *AskRequest) Reset() {
 	*x = AskRequest{}
-	mi := &file_peers_proto_msgTypes[4]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +309,7 @@ func (x *AskRequest) String() string {
 func (*AskRequest) ProtoMessage() {}
 
 func (x *AskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[4]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +322,7 @@ func (x *AskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskRequest.ProtoReflect.Descriptor instead.
 func (*AskRequest) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{4}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AskRequest) GetKey() *Key {
@@ -345,7 +345,7 @@ type AskReply struct {
 
 func (x *AskReply) Reset() {
 	*x = AskReply{}
-	mi := &file_peers_proto_msgTypes[5]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -357,7 +357,7 @@ func (x *AskReply) String() string {
 func (*AskReply) ProtoMessage() {}
 
 func (x *AskReply) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[5]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -370,7 +370,7 @@ func (x *AskReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskReply.ProtoReflect.Descriptor instead.
 func (*AskReply) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{5}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AskReply) GetGranted() bool {
@@ -398,7 +398,7 @@ type PassRequest struct {
 
 func (x *PassRequest) Reset() {
 	*x = PassRequest{}
-	mi := &file_peers_proto_msgTypes[6]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +410,7 @@ func (x *PassRequest) String() string {
 func (*PassRequest) ProtoMessage() {}
 
 func (x *PassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[6]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +423,7 @@ func (x *PassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PassRequest.ProtoReflect.Descriptor instead.
 func (*PassRequest) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{6}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PassRequest) GetKey() *Key {
@@ -448,7 +448,7 @@ type Passed struct {
 
 func (x *Passed) Reset() {
 	*x = Passed{}
-	mi := &file_peers_proto_msgTypes[7]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +460,7 @@ func (x *Passed) String() string {
 func (*Passed) ProtoMessage() {}
 
 func (x *Passed) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[7]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,14 +473,14 @@ func (x *Passed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Passed.ProtoReflect.Descriptor instead.
 func (*Passed) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{7}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{7}
 }
 
-var File_peers_proto protoreflect.FileDescriptor
+var File_appliance_alert_peerspb_peers_proto protoreflect.FileDescriptor
 
-const file_peers_proto_rawDesc = "" +
+const file_appliance_alert_peerspb_peers_proto_rawDesc = "" +
 	"\n" +
-	"\vpeers.proto\x12\x0ftocsin.alert.v1\"\xd7\x03\n" +
+	"#appliance/alert/peerspb/peers.proto\x12\x0ftocsin.alert.v1\"\xd7\x03\n" +
 	"\tStatement\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12%\n" +
 	"\x0eincarnation_ms\x18\x02 \x01(\x03R\rincarnationMs\x12\x1c\n" +
@@ -527,19 +527,19 @@ const file_peers_proto_rawDesc = "" +
 	"\x04Pass\x12\x1c.tocsin.alert.v1.PassRequest\x1a\x17.tocsin.alert.v1.PassedB5Z3github.com/tocsin-io/tocsin/appliance/alert/peerspbb\x06proto3"
 
 var (
-	file_peers_proto_rawDescOnce sync.Once
-	file_peers_proto_rawDescData []byte
+	file_appliance_alert_peerspb_peers_proto_rawDescOnce sync.Once
+	file_appliance_alert_peerspb_peers_proto_rawDescData []byte
 )
 
-func file_peers_proto_rawDescGZIP() []byte {
-	file_peers_proto_rawDescOnce.Do(func() {
-		file_peers_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_peers_proto_rawDesc), len(file_peers_proto_rawDesc)))
+func file_appliance_alert_peerspb_peers_proto_rawDescGZIP() []byte {
+	file_appliance_alert_peerspb_peers_proto_rawDescOnce.Do(func() {
+		file_appliance_alert_peerspb_peers_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_appliance_alert_peerspb_peers_proto_rawDesc), len(file_appliance_alert_peerspb_peers_proto_rawDesc)))
 	})
-	return file_peers_proto_rawDescData
+	return file_appliance_alert_peerspb_peers_proto_rawDescData
 }
 
-var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
-var file_peers_proto_goTypes = []any{
+var file_appliance_alert_peerspb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_appliance_alert_peerspb_peers_proto_goTypes = []any{
 	(*Statement)(nil),   // 0: tocsin.alert.v1.Statement
 	(*Statements)(nil),  // 1: tocsin.alert.v1.Statements
 	(*Delivered)(nil),   // 2: tocsin.alert.v1.Delivered
@@ -551,7 +551,7 @@ var file_peers_proto_goTypes = []any{
 	nil,                 // 8: tocsin.alert.v1.Statement.LabelsEntry
 	nil,                 // 9: tocsin.alert.v1.Statement.AnnotationsEntry
 }
-var file_peers_proto_depIdxs = []int32{
+var file_appliance_alert_peerspb_peers_proto_depIdxs = []int32{
 	8, // 0: tocsin.alert.v1.Statement.labels:type_name -> tocsin.alert.v1.Statement.LabelsEntry
 	9, // 1: tocsin.alert.v1.Statement.annotations:type_name -> tocsin.alert.v1.Statement.AnnotationsEntry
 	0, // 2: tocsin.alert.v1.Statements.statements:type_name -> tocsin.alert.v1.Statement
@@ -570,26 +570,26 @@ var file_peers_proto_depIdxs = []int32{
 	0, // [0:5] is the sub-list for field type_name
 }
 
-func init() { file_peers_proto_init() }
-func file_peers_proto_init() {
-	if File_peers_proto != nil {
+func init() { file_appliance_alert_peerspb_peers_proto_init() }
+func file_appliance_alert_peerspb_peers_proto_init() {
+	if File_appliance_alert_peerspb_peers_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peers_proto_rawDesc), len(file_peers_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_appliance_alert_peerspb_peers_proto_rawDesc), len(file_appliance_alert_peerspb_peers_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_peers_proto_goTypes,
-		DependencyIndexes: file_peers_proto_depIdxs,
-		MessageInfos:      file_peers_proto_msgTypes,
+		GoTypes:           file_appliance_alert_peerspb_peers_proto_goTypes,
+		DependencyIndexes: file_appliance_alert_peerspb_peers_proto_depIdxs,
+		MessageInfos:      file_appliance_alert_peerspb_peers_proto_msgTypes,
 	}.Build()
-	File_peers_proto = out.File
-	file_peers_proto_goTypes = nil
-	file_peers_proto_depIdxs = nil
+	File_appliance_alert_peerspb_peers_proto = out.File
+	file_appliance_alert_peerspb_peers_proto_goTypes = nil
+	file_appliance_alert_peerspb_peers_proto_depIdxs = nil
 }

@@ -5,7 +5,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.0
 // - protoc             v3.21.12
-// source: peers.proto
+// source: appliance/alert/peerspb/peers.proto
 
 package peerspb
 
@@ -208,5 +208,5 @@ var Peers_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
-	Metadata: "peers.proto",
+	Metadata: "appliance/alert/peerspb/peers.proto",
 }

@@ -5,7 +5,7 @@
 // versions:
 // 	protoc-gen-go v1.36.11
 // 	protoc        v3.21.12
-// source: peers.proto
+// source: appliance/evaluate/peerspb/peers.proto
 
 package peerspb
 
@@ -32,7 +32,7 @@ type ActiveRequest struct {
 
 func (x *ActiveRequest) Reset() {
 	*x = ActiveRequest{}
-	mi := &file_peers_proto_msgTypes[0]
+	mi := &file_appliance_evaluate_peerspb_peers_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +44,7 @@ func (x *ActiveRequest) String() string {
 func (*ActiveRequest) ProtoMessage() {}
 
 func (x *ActiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[0]
+	mi := &file_appliance_evaluate_peerspb_peers_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +57,7 @@ func (x *ActiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveRequest.ProtoReflect.Descriptor instead.
 func (*ActiveRequest) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{0}
+	return file_appliance_evaluate_peerspb_peers_proto_rawDescGZIP(), []int{0}
 }
 
 type ActiveAlerts struct {
@@ -69,7 +69,7 @@ type ActiveAlerts struct {
 
 func (x *ActiveAlerts) Reset() {
 	*x = ActiveAlerts{}
-	mi := &file_peers_proto_msgTypes[1]
+	mi := &file_appliance_evaluate_peerspb_peers_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -81,7 +81,7 @@ func (x *ActiveAlerts) String() string {
 func (*ActiveAlerts) ProtoMessage() {}
 
 func (x *ActiveAlerts) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[1]
+	mi := &file_appliance_evaluate_peerspb_peers_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -94,7 +94,7 @@ func (x *ActiveAlerts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveAlerts.ProtoReflect.Descriptor instead.
 func (*ActiveAlerts) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{1}
+	return file_appliance_evaluate_peerspb_peers_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *ActiveAlerts) GetAlerts() []*ActiveAlert {
@@ -116,7 +116,7 @@ type ActiveAlert struct {
 
 func (x *ActiveAlert) Reset() {
 	*x = ActiveAlert{}
-	mi := &file_peers_proto_msgTypes[2]
+	mi := &file_appliance_evaluate_peerspb_peers_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -128,7 +128,7 @@ func (x *ActiveAlert) String() string {
 func (*ActiveAlert) ProtoMessage() {}
 
 func (x *ActiveAlert) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[2]
+	mi := &file_appliance_evaluate_peerspb_peers_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -141,7 +141,7 @@ func (x *ActiveAlert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveAlert.ProtoReflect.Descriptor instead.
 func (*ActiveAlert) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{2}
+	return file_appliance_evaluate_peerspb_peers_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ActiveAlert) GetLabels() map[string]string {
@@ -158,11 +158,11 @@ func (x *ActiveAlert) GetActiveAt() int64 {
 	return 0
 }
 
-var File_peers_proto protoreflect.FileDescriptor
+var File_appliance_evaluate_peerspb_peers_proto protoreflect.FileDescriptor
 
-const file_peers_proto_rawDesc = "" +
+const file_appliance_evaluate_peerspb_peers_proto_rawDesc = "" +
 	"\n" +
-	"\vpeers.proto\x12\x12tocsin.evaluate.v1\"\x0f\n" +
+	"&appliance/evaluate/peerspb/peers.proto\x12\x12tocsin.evaluate.v1\"\x0f\n" +
 	"\rActiveRequest\"G\n" +
 	"\fActiveAlerts\x127\n" +
 	"\x06alerts\x18\x01 \x03(\v2\x1f.tocsin.evaluate.v1.ActiveAlertR\x06alerts\"\xaa\x01\n" +
@@ -176,25 +176,25 @@ const file_peers_proto_rawDesc = "" +
 	"\x06Active\x12!.tocsin.evaluate.v1.ActiveRequest\x1a .tocsin.evaluate.v1.ActiveAlerts0\x01B8Z6github.com/tocsin-io/tocsin/appliance/evaluate/peerspbb\x06proto3"
 
 var (
-	file_peers_proto_rawDescOnce sync.Once
-	file_peers_proto_rawDescData []byte
+	file_appliance_evaluate_peerspb_peers_proto_rawDescOnce sync.Once
+	file_appliance_evaluate_peerspb_peers_proto_rawDescData []byte
 )
 
-func file_peers_proto_rawDescGZIP() []byte {
-	file_peers_proto_rawDescOnce.Do(func() {
-		file_peers_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_peers_proto_rawDesc), len(file_peers_proto_rawDesc)))
+func file_appliance_evaluate_peerspb_peers_proto_rawDescGZIP() []byte {
+	file_appliance_evaluate_peerspb_peers_proto_rawDescOnce.Do(func() {
+		file_appliance_evaluate_peerspb_peers_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_appliance_evaluate_peerspb_peers_proto_rawDesc), len(file_appliance_evaluate_peerspb_peers_proto_rawDesc)))
 	})
-	return file_peers_proto_rawDescData
+	return file_appliance_evaluate_peerspb_peers_proto_rawDescData
 }
 
-var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
-var file_peers_proto_goTypes = []any{
+var file_appliance_evaluate_peerspb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_appliance_evaluate_peerspb_peers_proto_goTypes = []any{
 	(*ActiveRequest)(nil), // 0: tocsin.evaluate.v1.ActiveRequest
 	(*ActiveAlerts)(nil),  // 1: tocsin.evaluate.v1.ActiveAlerts
 	(*ActiveAlert)(nil),   // 2: tocsin.evaluate.v1.ActiveAlert
 	nil,                   // 3: tocsin.evaluate.v1.ActiveAlert.LabelsEntry
 }
-var file_peers_proto_depIdxs = []int32{
+var file_appliance_evaluate_peerspb_peers_proto_depIdxs = []int32{
 	2, // 0: tocsin.evaluate.v1.ActiveAlerts.alerts:type_name -> tocsin.evaluate.v1.ActiveAlert
 	3, // 1: tocsin.evaluate.v1.ActiveAlert.labels:type_name -> tocsin.evaluate.v1.ActiveAlert.LabelsEntry
 	0, // 2: tocsin.evaluate.v1.Peers.Active:input_type -> tocsin.evaluate.v1.ActiveRequest
@@ -206,26 +206,26 @@ var file_peers_proto_depIdxs = []int32{
 	0, // [0:2] is the sub-list for field type_name
 }
 
-func init() { file_peers_proto_init() }
-func file_peers_proto_init() {
-	if File_peers_proto != nil {
+func init() { file_appliance_evaluate_peerspb_peers_proto_init() }
+func file_appliance_evaluate_peerspb_peers_proto_init() {
+	if File_appliance_evaluate_peerspb_peers_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peers_proto_rawDesc), len(file_peers_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_appliance_evaluate_peerspb_peers_proto_rawDesc), len(file_appliance_evaluate_peerspb_peers_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_peers_proto_goTypes,
-		DependencyIndexes: file_peers_proto_depIdxs,
-		MessageInfos:      file_peers_proto_msgTypes,
+		GoTypes:           file_appliance_evaluate_peerspb_peers_proto_goTypes,
+		DependencyIndexes: file_appliance_evaluate_peerspb_peers_proto_depIdxs,
+		MessageInfos:      file_appliance_evaluate_peerspb_peers_proto_msgTypes,
 	}.Build()
-	File_peers_proto = out.File
-	file_peers_proto_goTypes = nil
-	file_peers_proto_depIdxs = nil
+	File_appliance_evaluate_peerspb_peers_proto = out.File
+	file_appliance_evaluate_peerspb_peers_proto_goTypes = nil
+	file_appliance_evaluate_peerspb_peers_proto_depIdxs = nil
 }

@@ -5,7 +5,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.0
 // - protoc             v3.21.12
-// source: peers.proto
+// source: appliance/evaluate/peerspb/peers.proto
 
 package peerspb
 
@@ -129,5 +129,5 @@ var Peers_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 	},
-	Metadata: "peers.proto",
+	Metadata: "appliance/evaluate/peerspb/peers.proto",
 }
