@@ -85,11 +85,11 @@ type meshCluster struct {
 
 // replica is one of them, running or not.
 type replica struct {
-	*tocsin // of the last start; nil before the first
-	cluster *meshCluster
-	name    string
-	host    string
-	dir     string
+	*tocsin    // of the last start; nil before the first
+	cluster    *meshCluster
+	name, host string
+	url, amURL string // the same at every start
+	dir        string
 	settings
 }
 
@@ -165,6 +165,7 @@ func (c *meshCluster) add(name string) *replica {
 	} else {
 		r.host = fmt.Sprintf("%s.%d", c.loopback, 11+len(c.replicas))
 	}
+	r.url, r.amURL = "http://"+r.host+":9090", "http://"+r.host+":9093"
 	c.replicas[name] = r
 	return r
 }
@@ -245,7 +246,7 @@ func (r *replica) start() *replica {
 		"--web.listen-address="+r.host+":9090", "--alertmanager.listen-address="+r.host+":9093",
 		"--cluster.listen-address="+r.host+":9094", "--grpc.listen-address="+r.host+":10901",
 		"--storage.remote.flush-deadline=1s")
-	r.tocsin = &tocsin{process: p, url: "http://" + r.host + ":9090", amURL: "http://" + r.host + ":9093"}
+	r.tocsin = &tocsin{process: p, url: r.url, amURL: r.amURL}
 	return r
 }
 

@@ -59,6 +59,7 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 	d.m.metrics.received.WithLabelValues(kindFullState).Inc()
 	d.m.metrics.receivedSize.WithLabelValues(kindFullState).Add(float64(len(b)))
 	d.m.states.mergeFull(b)
+	d.m.merged.Store(true)
 }
 
 // NotifyAlive says whether a member may be one. What it lets in, memberlist spreads.

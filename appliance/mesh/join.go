@@ -162,6 +162,10 @@ func (j *joiner) ripe(since time.Duration) {
 		j.m.settle("no peer answers yet")
 		return
 	}
+	if j.m.merged.Load() && j.m.table.countAlive() > 1 {
+		j.m.settle("joined") // By a peer that found us first.
+		return
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if !j.looked {

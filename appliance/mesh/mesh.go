@@ -90,6 +90,7 @@ type Mesh struct {
 	recard   chan struct{} // Has a token when the card has changed.
 	reseed   chan struct{} // Has a token when the configured peers have changed.
 
+	merged    atomic.Bool // The state of another member was merged.
 	ready     chan struct{}
 	readyOnce sync.Once
 	stop      chan struct{} // Closed to stop Run, and the senders of large changes.

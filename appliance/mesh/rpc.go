@@ -163,10 +163,7 @@ func (r *rpc) run(ctx context.Context) error {
 	go func() { served <- r.server.Serve(r.listener) }()
 	select {
 	case err := <-served:
-		if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-			return fmt.Errorf("serve gRPC: %w", err)
-		}
-		return nil
+		return serveError(err)
 	case <-ctx.Done():
 	}
 	r.gate.close()
@@ -175,17 +172,22 @@ func (r *rpc) run(ctx context.Context) error {
 		defer close(stopped)
 		r.server.GracefulStop()
 	}()
-	if within(stopTimeout, stopped) {
-		<-served
+	if !within(stopTimeout, stopped) {
+		r.logger.Warn("gRPC calls were cut off: they went on for too long after the stop", "waited", stopTimeout)
+		r.server.Stop()
+		if !within(cutOffTimeout, stopped) {
+			return errors.New("stop gRPC: a handler does not heed the end of its call")
+		}
+	}
+	return serveError(<-served)
+}
+
+// serveError leaves out the error of a server that was stopped before it served.
+func serveError(err error) error {
+	if err == nil || errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}
-	r.logger.Warn("gRPC calls were cut off: they went on for too long after the stop", "waited", stopTimeout)
-	r.server.Stop()
-	<-served
-	if !within(cutOffTimeout, stopped) {
-		return errors.New("stop gRPC: a handler does not heed the end of its call")
-	}
-	return nil
+	return fmt.Errorf("serve gRPC: %w", err)
 }
 
 // within tells whether a channel was closed in time.
