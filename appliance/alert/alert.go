@@ -220,8 +220,12 @@ func New(opts Options) (*Alert, error) {
 	a.tracing = tracing.NewManager(logger)
 	a.coord = amconfig.NewCoordinator("", reg, logger)
 	a.coord.Subscribe(a.switchOver)
-	if opts.Mesh != nil && opts.Mesh.Keyed() {
+	switch {
+	case opts.Mesh == nil:
+	case opts.Mesh.Keyed():
 		a.meet()
+	default:
+		logger.Warn("there is no cluster key, so alerts are not brought to the other replicas, and a sender that dies costs 15 s; make one with `tocsin cluster keygen` and set cluster.key_file")
 	}
 	if err := a.newDelivery(); err != nil {
 		a.alerts.Close()
