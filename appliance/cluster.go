@@ -7,10 +7,16 @@ import (
 	"net/http"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/mesh"
+	"github.com/tocsin-io/tocsin/web"
 )
+
+// maxSkew is how far two clocks may differ before that is worth a sentence. Samples of two replicas mix badly with less
+// than a scrape interval.
+const maxSkew = time.Second
 
 // findZone is where this replica stands. Where nobody says, that is worth a warning only once there are other zones.
 func (a *Appliance) findZone(cfg *config.Config) string {
@@ -55,4 +61,34 @@ func (a *Appliance) cluster() http.Handler {
 			Card: mesh.Card{Zone: a.zone, Version: a.opts.Version.Version, Started: a.started, Completeness: 1},
 		}}
 	})
+}
+
+// clusterStatus is for the page: who is there, and a sentence for what is wrong.
+func (a *Appliance) clusterStatus(s *web.Status) {
+	if a.mesh == nil {
+		return
+	}
+	s.Cluster.Name = a.Config().Cluster.Name
+	for _, m := range a.mesh.Members() {
+		ms := web.MemberStatus{
+			Name: m.Name, Zone: m.Card.Zone, Version: m.Card.Version, Self: m.Self, Since: m.Since,
+			RoundTrip: m.RTT, ClockSkew: m.ClockSkew, State: "alive",
+		}
+		if m.Card.HTTP != "" && a.external.Scheme == "http" {
+			ms.URL = "http://" + m.Card.HTTP + "/"
+		}
+		if !m.Alive {
+			ms.State = "gone"
+			s.Problems = append(s.Problems, fmt.Sprintf("Replica %s in zone %s left or died at %s.",
+				m.Name, m.Card.Zone, m.Since.UTC().Format("15:04:05 UTC")))
+		}
+		if skew := m.ClockSkew.Abs(); m.Alive && skew > maxSkew {
+			s.Problems = append(s.Problems, fmt.Sprintf("The clock of replica %s is %s off this one's: look at its time synchronisation.",
+				m.Name, skew.Round(10*time.Millisecond)))
+		}
+		s.Cluster.Members = append(s.Cluster.Members, ms)
+	}
+	if alone := len(a.mesh.Peers()) == 1; alone && len(a.Config().Cluster.Peers) > 1 {
+		s.Problems = append(s.Problems, "No other replica is in the mesh: this one works alone, and what it sends may be sent by others too.")
+	}
 }

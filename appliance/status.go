@@ -40,6 +40,7 @@ func (a *Appliance) status() web.Status {
 			s.Config.Error, s.Config.Partial = last.err.Error(), last.phase == phaseApply
 		}
 	}
+	a.clusterStatus(&s)
 	a.ruleStatus(&s)
 	a.storageStatus(&s)
 	ctx, cancel := context.WithTimeout(context.Background(), summaryTimeout)

@@ -24,6 +24,7 @@ type Status struct {
 	// Problems are further sentences about what is wrong, most urgent first.
 	Problems []string
 
+	Cluster  ClusterStatus
 	Targets  TargetStatus
 	Alerts   []AlertStatus // pending and firing
 	Silences int           // active
@@ -32,6 +33,21 @@ type Status struct {
 	Storage  StorageStatus
 	// Addresses are further addresses in use, such as the mesh's.
 	Addresses []AddressStatus
+}
+
+// ClusterStatus lists the replicas of the cluster; without a Name there is none.
+type ClusterStatus struct {
+	Name    string
+	Members []MemberStatus
+}
+
+// MemberStatus is one replica. State is a word: alive, or gone.
+type MemberStatus struct {
+	Name, Zone, State, Version string
+	URL                        string // of its status page; "" = not known
+	Self                       bool
+	Since                      time.Time // of its state
+	RoundTrip, ClockSkew       time.Duration
 }
 
 // TargetStatus counts scrape targets by health.
@@ -95,6 +111,7 @@ func newPage() (*page, error) {
 		"bytes":  humanBytes,
 		"count":  humanCount,
 		"plural": plural,
+		"round":  func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) },
 	}).Parse(pageHTML)
 	if err != nil {
 		return nil, fmt.Errorf("parse the status page: %w", err)

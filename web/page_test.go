@@ -48,6 +48,9 @@ func TestPage(t *testing.T) {
 	now := time.Now()
 	s := Status{
 		Replica: "r1", Zone: "z1", Version: "0.1.0", Started: now.Add(-25 * time.Hour),
+		Cluster: ClusterStatus{Name: "production", Members: []MemberStatus{
+			{Name: "r1", State: "alive", Self: true}, {Name: "r2<", Zone: "z2", State: "gone", URL: "http://10.0.0.2:9090/", RoundTrip: 1234567, ClockSkew: -time.Second},
+		}},
 		Targets:   TargetStatus{Up: 2, Down: 1, Unknown: 1, DownTargets: []DownTarget{{Job: "node", URL: "http://a/metrics", Error: `<script>alert("x")</script>`}}},
 		Alerts:    []AlertStatus{{Name: "High", State: "firing", Labels: `{a="b"}`, Since: now.Add(-time.Minute)}},
 		Silences:  1,
@@ -63,6 +66,7 @@ func TestPage(t *testing.T) {
 		"4 things need attention.", "replica <b>r1</b>", "zone <b>z1</b>", "version 0.1.0", "up 25h 0m",
 		"2 up, 1 down, 1 not scraped yet", "High", "division by zero", "tocsin.yml:3: x: bad",
 		"1 silence is active", "12345", "23.5 thousand", "3.0 GiB", "1.0 TiB", "https://m.example/prom/alertmanager", "10.0.0.1:9094",
+		"Cluster production", "(this one)", `<a href="http://10.0.0.2:9090/">r2<</a>`, "gone", "1.2ms", "-1s",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q", want)
@@ -83,12 +87,15 @@ func TestPage(t *testing.T) {
 			t.Errorf("the page lacks %s", want)
 		}
 	}
-	// Every link is relative, and leads somewhere.
+	// Every link but those to the other replicas is relative, and leads somewhere.
 	links := regexp.MustCompile(`(?:href|action)="([^"]*)"`).FindAllStringSubmatch(r.body, -1)
 	if len(links) < 10 {
 		t.Errorf("%d links", len(links))
 	}
 	for _, l := range links {
+		if l[1] == s.Cluster.Members[1].URL {
+			continue
+		}
 		if strings.HasPrefix(l[1], "/") || strings.Contains(l[1], "://") {
 			t.Errorf("link %s is not relative", l[1])
 			continue

@@ -67,6 +67,9 @@ func open(t *testing.T, o Options) *door {
 	if o.HostMetrics == nil {
 		o.HostMetrics = echo("node")
 	}
+	if o.Cluster == nil {
+		o.Cluster = echo("cluster")
+	}
 	w, err := New(o)
 	if err != nil {
 		t.Fatal(err)

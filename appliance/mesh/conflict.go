@@ -20,6 +20,9 @@ const (
 	atStart = 75 * time.Second
 	// stillThere is how long ago a conflict that goes on was last seen at most. It is looked for once a second.
 	stillThere = 3 * time.Second
+	// settled is how long after its last sign a conflict is over: the others take a new address only a second after
+	// they found the old one dead, which takes four.
+	settled = 12 * time.Second
 )
 
 // conflicts watches for members that bear one name at two addresses.
@@ -58,7 +61,7 @@ func (c *conflicts) note(existing, other *memberlist.Node, own bool, now time.Ti
 	c.metrics.conflicts.Inc()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now.Sub(c.last) > stillThere {
+	if now.Sub(c.last) > settled {
 		c.first, c.others = now, nil
 	}
 	c.last = now
@@ -82,12 +85,22 @@ func (c *conflicts) where() []string {
 	return a
 }
 
+// pause is how long to wait before everybody is told of us again while our name is in dispute.
+func (c *conflicts) pause(now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now.Sub(c.first) < atStart {
+		return time.Second
+	}
+	return 10 * time.Second
+}
+
 // judge says whether our name is in dispute, and with an error that we are the one who must go: the younger, and only
 // at the start, so that no replica that works is ended by one that comes.
 func (c *conflicts) judge(members []Member, now time.Time, running time.Duration) (active bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.first.IsZero() || now.Sub(c.last) > stillThere {
+	if c.first.IsZero() || now.Sub(c.last) > settled {
 		return false, nil
 	}
 	if now.Sub(c.first) < formerSelf {
@@ -99,14 +112,14 @@ func (c *conflicts) judge(members []Member, now time.Time, running time.Duration
 	}
 	self := members[i]
 	for _, o := range c.others {
-		if now.Sub(o.last) > stillThere {
-			continue
-		}
 		older := o.card.Started.Before(self.Card.Started) ||
 			(o.card.Started.Equal(self.Card.Started) && o.address < self.Address)
-		if older && running < atStart {
+		if older && running < atStart && now.Sub(o.last) <= stillThere {
 			return true, fmt.Errorf("join the mesh: another replica named %q lives at %s (zone %q, started %s): give one of the two another replica.name",
 				self.Name, o.address, printable(o.card.Zone, 64), o.card.Started.UTC().Format(time.RFC3339))
+		}
+		if now.Sub(o.last) > stillThere {
+			continue
 		}
 		if since, ok := c.quiet.allow("own "+o.address, now); ok {
 			c.logger.Error("another live replica bears this replica's name; give one of the two another replica.name",

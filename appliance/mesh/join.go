@@ -182,11 +182,12 @@ func (j *joiner) ripe(since time.Duration) {
 // own says whether an address is ours.
 func (j *joiner) own(address string) bool { return address == j.m.wire.advertise.String() }
 
-// hurry has everybody told of us again, once a second, while our name is in dispute: those that still hold our
+// hurry has everybody told of us again while our name is in dispute, first once a second: those that still hold our
 // earlier self for alive learn of its end only so.
 func (j *joiner) hurry(now time.Time) {
+	pause := j.m.conflicts.pause(now)
 	j.mu.Lock()
-	if now.Sub(j.hurried) < time.Second {
+	if now.Sub(j.hurried) < pause {
 		j.mu.Unlock()
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -25,6 +26,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// They wait more than they work.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "12"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	// memberlist does not wait for a probe that is under way when it stops.
 	var leak error

@@ -64,7 +64,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	}{
 		"another cluster, keys alike":               {withKeys(key(1)), both(withKeys(key(1)), inCluster("staging")), reasonCluster, "staging", "refused this replica"},
 		"another cluster, other keys":               {withKeys(key(1)), both(withKeys(key(2)), inCluster("staging")), reasonCluster, "staging", "refused this replica"},
-		"another cluster, no keys":                  {inCluster("prod"), inCluster("staging"), reasonCluster, "staging", "another cluster"},
+		"another cluster, no keys":                  {inCluster("prod"), inCluster("staging"), reasonCluster, "staging", "refused this replica"},
 		"another key":                               {withKeys(key(1)), withKeys(key(2)), reasonKey, "key that this replica does not have", "refused this replica"},
 		"no key where there is one":                 {withKeys(key(1)), inCluster("prod"), reasonPlaintext, "not encrypted", "refused this replica"},
 		"a key where there is none":                 {inCluster("prod"), withKeys(key(1)), reasonKey, "encrypted", "refused this replica"},
@@ -78,9 +78,6 @@ func TestStrangersAreRefused(t *testing.T) {
 			joiner.bag.put("junk of the joiner")
 			until(t, 10*time.Second, "it is counted for "+c.reason, func() bool { return host.refused(c.reason) > 0 })
 			until(t, 10*time.Second, "the joiner says what is wrong", func() bool { return strings.Contains(joiner.log.String(), c.says) })
-			if err := joiner.WaitReady(t.Context()); err != nil {
-				t.Fatal(err)
-			}
 			if host.names() != "a" || joiner.names() != "b" {
 				t.Errorf("members %q and %q", host.names(), joiner.names())
 			}
@@ -364,7 +361,7 @@ func TestHostileTraffic(t *testing.T) {
 }
 
 // hostilePackets are packets before they are sealed.
-func hostilePackets(t *testing.T) map[string][]byte {
+func hostilePackets(t testing.TB) map[string][]byte {
 	random := make([]byte, 1200)
 	if _, err := rand.Read(random); err != nil {
 		t.Fatal(err)
@@ -415,7 +412,7 @@ func hostilePackets(t *testing.T) map[string][]byte {
 }
 
 // hostileStreams are messages on streams before they are sealed.
-func hostileStreams(t *testing.T) map[string][]byte {
+func hostileStreams(t testing.TB) map[string][]byte {
 	node := func(versions []byte) []byte {
 		return packed("Name", "x", "Addr", []byte{127, 0, 0, 1}, "Port", 1, "Meta", []byte{}, "Incarnation", 1, "State", 0, "Vsn", versions)
 	}
@@ -448,7 +445,7 @@ func hostileStreams(t *testing.T) map[string][]byte {
 }
 
 // states2 is a full state of which one part panics, one is wrong and one unknown.
-func states2(t *testing.T) []byte {
+func states2(t testing.TB) []byte {
 	b, err := proto.Marshal(&clusterpb.FullState{Parts: []*clusterpb.Part{
 		{Key: "bag", Data: []byte("panic")}, {Key: "bag", Data: []byte("wrong")}, {Key: "?", Data: []byte("x")}, {},
 	}})
@@ -458,7 +455,7 @@ func states2(t *testing.T) []byte {
 	return b
 }
 
-func part(t *testing.T, key string, data []byte) []byte {
+func part(t testing.TB, key string, data []byte) []byte {
 	b, err := proto.Marshal(&clusterpb.Part{Key: key, Data: data})
 	if err != nil {
 		t.Fatal(err)
@@ -489,7 +486,7 @@ func packed(pairs ...any) []byte {
 }
 
 // squeezed compresses zeros of packets, or what is given, as memberlist does.
-func squeezed(t *testing.T, zeros int, what ...byte) []byte {
+func squeezed(t testing.TB, zeros int, what ...byte) []byte {
 	var out bytes.Buffer
 	w := lzw.NewWriter(&out, lzw.LSB, 8)
 	if _, err := io.Copy(w, io.MultiReader(bytes.NewReader(what), io.LimitReader(zeroes{}, int64(zeros)))); err != nil {
