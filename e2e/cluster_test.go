@@ -66,6 +66,7 @@ groups:
 type clusterOptions struct {
 	zones                    bool // in network namespaces, as faults need; otherwise on loopback addresses
 	names                    []string
+	strangers                []string // further zones, for what add adds
 	keyless                  bool
 	groupWait, groupInterval time.Duration
 }
@@ -121,7 +122,7 @@ func newCluster(t *testing.T, o clusterOptions) *meshCluster {
 	c := &meshCluster{t: t, dir: workDir(t), options: o, replicas: map[string]*replica{}}
 	zoneOf := func(address string) string { return address }
 	if o.zones {
-		c.net = newZoneNet(t, o.names...)
+		c.net = newZoneNet(t, slices.Concat(o.names, o.strangers)...)
 		zoneOf = c.net.zoneOf
 	} else {
 		c.loopback = loopbackNet(t)
@@ -151,8 +152,7 @@ func newClusterKey(t *testing.T, dir string) string {
 	return strings.TrimSpace(mustTool(t, dir, tocsinBinary, "cluster", "keygen"))
 }
 
-// add makes a place for a replica. One beside those of the options can be had on loopback addresses only: zones are
-// made once.
+// add makes a place for a replica; where there are zones, its zone has to be one of the options'.
 func (c *meshCluster) add(name string) *replica {
 	c.t.Helper()
 	r := &replica{cluster: c, name: name, dir: filepath.Join(c.dir, name)}
@@ -238,16 +238,20 @@ func quoted(all []string) string {
 func (r *replica) start() *replica {
 	c := r.cluster
 	c.t.Helper()
-	var z *zone
-	if c.net != nil {
-		z = c.net.zones[r.name]
-	}
-	p := startIn(c.t, z, r.dir, "tocsin-"+r.name, tocsinBinary, "run", "--config.file=tocsin.yml", "--storage.path=data",
+	p := startIn(c.t, r.zone(), r.dir, "tocsin-"+r.name, tocsinBinary, "run", "--config.file=tocsin.yml", "--storage.path=data",
 		"--web.listen-address="+r.host+":9090", "--alertmanager.listen-address="+r.host+":9093",
 		"--cluster.listen-address="+r.host+":9094", "--grpc.listen-address="+r.host+":10901",
 		"--storage.remote.flush-deadline=1s")
 	r.tocsin = &tocsin{process: p, url: r.url, amURL: r.amURL}
 	return r
+}
+
+// zone is where the replica is, if there are zones.
+func (r *replica) zone() *zone {
+	if r.cluster.net == nil {
+		return nil
+	}
+	return r.cluster.net.zones[r.name]
 }
 
 func (r *replica) freeze() { r.signal(syscall.SIGSTOP) }

@@ -156,7 +156,7 @@ func TestMeshNamesAreUnique(t *testing.T) {
 	}
 
 	tl := c.timeline()
-	tl.at(0, "start a second a", func() { double.start() })
+	double.start()
 	tl.between(0, 20*time.Second, "it ends", func() error {
 		ended, code := double.exited()
 		if !ended {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -12,13 +13,23 @@ import (
 // a key, and a stock Alertmanager. Each is counted and named, none becomes a member, and nothing of it comes in.
 func TestStrangersAreRefused(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, clusterOptions{})
+	c := newCluster(t, clusterOptions{
+		zones:     zonesMissing() == nil || os.Getenv("CI") == "true",
+		strangers: []string{"staging", "otherkey", "keyless", "stock"},
+	})
 	c.up()
 	before := refusals(t, c)
+	// Where there are no zones, all connections come from one address.
+	seen := func(r *replica) string {
+		if r.zone() == nil {
+			return "remote=127."
+		}
+		return "remote=" + r.host + ":"
+	}
 	targets := []string{c.a().host, c.b().host, c.c().host}
 	type stranger struct {
-		name, host, amURL string
-		logged            []string // by the refusing side, in one line
+		name, amURL string
+		logged      []string // by the refusing side, in one line
 	}
 	var strangers []stranger
 	for _, s := range []struct {
@@ -35,12 +46,12 @@ func TestStrangersAreRefused(t *testing.T) {
 		s.edit(r)
 		r.configure()
 		r.start()
-		strangers = append(strangers, stranger{s.name, r.host, r.amURL, append(s.logged, r.host)})
+		strangers = append(strangers, stranger{s.name, r.amURL, append(s.logged, seen(r))})
 	}
-	host := c.add("stock").host
-	_, stockURL := stockAlertmanager(t, nil, host, c.dir, "stock", "route: {receiver: x}\nreceivers: [{name: x}]\n",
+	stock := c.add("stock")
+	stockAlertmanager(t, stock.zone(), stock.host, c.dir, "stock", "route: {receiver: x}\nreceivers: [{name: x}]\n",
 		"--cluster.peer="+c.a().host+":9094", "--cluster.peer="+c.b().host+":9094")
-	strangers = append(strangers, stranger{"stock", host, stockURL, []string{host}})
+	strangers = append(strangers, stranger{"stock", stock.amURL, []string{seen(stock)}})
 
 	tl := c.timeline()
 	for _, s := range strangers {

@@ -92,9 +92,9 @@ func TestStockAlertmanagerJoins(t *testing.T) {
 	tl.always(0, 45*time.Second, "what is silenced is not", all(
 		c.hook.atMost(0, fromStock, "firing"), c.hook.atMost(0, fromOurs, "firing")))
 	tl.run()
-	if got := amtool(t, c.dir, stockURL, "cluster", "show"); strings.Count(got, ":9094") < 4 {
+	if got := amtool(t, c.dir, stockURL, "cluster", "show", "--output=extended"); strings.Count(got, ":9094") < 4 {
 		t.Errorf("amtool sees at the stock one:\n%s", got)
 	}
-	contains(t, "amtool at b", amtool(t, c.dir, c.b().amURL, "cluster", "show"), host+":9094")
+	contains(t, "amtool at b", amtool(t, c.dir, c.b().amURL, "cluster", "show", "--output=extended"), host+":9094")
 	stock.alive()
 }

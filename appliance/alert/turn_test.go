@@ -14,6 +14,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// pass lets synctest's time pass.
+func pass(d time.Duration) { <-time.After(d) }
+
 // town is replicas whose turns talk to each other over a network that can be slow, cut or silent. Time is synctest's.
 type town struct {
 	t     *testing.T
@@ -150,7 +153,8 @@ func TestTurnsExclude(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rnd := rand.New(rand.NewPCG(seed, 1))
 				w := newTown(t, "a", "b", "c")
-				w.delay = func() time.Duration { return time.Duration(rnd.IntN(40)) * time.Millisecond }
+				ways := rand.New(rand.NewPCG(seed, 2))
+				w.delay = func() time.Duration { return time.Duration(ways.IntN(40)) * time.Millisecond }
 				var keys []*one
 				for i := range 5 {
 					o := &one{holding: map[string]bool{}}
@@ -159,7 +163,7 @@ func TestTurnsExclude(t *testing.T) {
 						start := time.Duration(rnd.IntN(60)) * time.Millisecond
 						takes := time.Duration(1+rnd.IntN(100)) * time.Millisecond
 						w.jobs.Go(func() {
-							time.Sleep(start)
+							pass(start)
 							if err := o.send(t.Context(), tr, turnKey{group: fmt.Sprint(i)}, takes); err != nil {
 								t.Error(err)
 							}
@@ -206,7 +210,7 @@ func TestTurnOfTheDead(t *testing.T) {
 				}
 				var died time.Time
 				w.jobs.Go(func() {
-					time.Sleep(time.Second)
+					pass(time.Second)
 					w.set(func() { dies(w, first) })
 					died = time.Now()
 					w.turns[next].changed()
@@ -306,7 +310,7 @@ func TestTurnsStop(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.jobs.Go(func() {
-			time.Sleep(2 * time.Second)
+			pass(2 * time.Second)
 			tr.done(turn)
 		})
 		start := time.Now()

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/rules"
@@ -110,7 +111,7 @@ func (q *querier) Select(ctx context.Context, sorted bool, hints *storage.Select
 	own := q.Querier.Select(ctx, sorted, hints, matchers...)
 	var theirs []storage.Series
 	for _, a := range q.peers.active(ctx) {
-		series := labels.NewBuilder(a.labels).Set(labels.MetricName, forState).Labels()
+		series := labels.NewBuilder(a.labels).Set(model.MetricNameLabel, forState).Labels()
 		if matches(series, matchers) {
 			theirs = append(theirs, storage.NewListSeries(series, []chunks.Sample{sample{q.at, float64(a.at)}}))
 		}

@@ -85,6 +85,13 @@ func (c *conflicts) where() []string {
 	return a
 }
 
+// open says whether our name is in dispute.
+func (c *conflicts) open(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.first.IsZero() && now.Sub(c.last) <= settled
+}
+
 // pause is how long to wait before everybody is told of us again while our name is in dispute.
 func (c *conflicts) pause(now time.Time) time.Duration {
 	c.mu.Lock()

@@ -235,6 +235,8 @@ func (m *Mesh) settings() *memberlist.Config {
 	c.HandoffQueueDepth = 4096
 	// A stock Alertmanager's. Larger packets would be cut up on their way.
 	c.UDPBufferSize = 1400
+	// It takes longer to compress a large state than to send it, and the time for an exchange is bounded.
+	c.EnableCompression = false
 	c.Delegate, c.Events, c.Alive, c.Conflict, c.Ping = d, d, d, d, d
 	c.LogOutput = &logLine{logger: m.logger}
 	if m.keyed {
@@ -285,7 +287,10 @@ func (m *Mesh) Run(ctx context.Context) error {
 	err = m.join.run(ctx)
 	cancel()
 
-	if leaveErr := list.Leave(leaveTimeout); leaveErr != nil {
+	if m.conflicts.open(time.Now()) {
+		// The others would take the one who stays for the one who leaves.
+		m.logger.Warn("the others are not told that this replica leaves, because another has its name")
+	} else if leaveErr := list.Leave(leaveTimeout); leaveErr != nil {
 		m.logger.Warn("the others could not be told that this replica leaves; they will find out", "err", leaveErr)
 	}
 	stopRPC()

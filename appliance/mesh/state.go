@@ -18,7 +18,7 @@ import (
 
 const (
 	// maxFullState is how much of our states goes into one exchange: what memberlist takes, less its own envelope.
-	maxFullState = maxState - 64<<10
+	maxFullState = maxState - 512<<10
 	// maxParts bounds the states that one member may send at once, ours and those of later versions.
 	maxParts = 256
 	// maxEntries bounds the silences, or entries of the notification log, that are merged at once. As many fit into

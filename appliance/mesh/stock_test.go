@@ -213,7 +213,7 @@ func TestStockAlertmanagerJoins(t *testing.T) {
 	}
 	recv := &nflogpb.Receiver{GroupName: "hook", Integration: "webhook", Idx: 0}
 	until(t, 40*time.Second, "its notification is in our log", func() bool {
-		entries, err := ours.log.Query(nflog.QReceiver(recv))
+		entries, err := ours.log.Query(nflog.QReceiver(recv), nflog.QGroupKey("{}:{}"))
 		return err == nil && len(entries) > 0
 	})
 	// And from us to it: what it stores is what we said.

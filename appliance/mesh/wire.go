@@ -263,9 +263,13 @@ func (h *heldConn) inspect(inbound bool) error {
 		h.message = c.buf
 		return nil
 	}
-	// Nothing at all is no message: a check of the port, or a peer that stopped.
 	if len(c.buf) == 0 {
-		return io.EOF
+		// Nothing at all is no message: a check of the port, or a peer that stopped.
+		var r *refusal
+		if errors.As(err, &r) {
+			return io.EOF
+		}
+		return err
 	}
 	h.wire.note(h.RemoteAddr().String(), err)
 	return err

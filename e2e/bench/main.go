@@ -43,6 +43,8 @@ type options struct {
 	keep             bool
 	pgo              string
 	pgoProfileLength time.Duration
+
+	notify notifyOptions
 }
 
 // bench is one run: the options, where to print, the directory that everything lies in.
@@ -75,7 +77,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.tocsin, "tocsin", env("TOCSIN", "bin/tocsin"), "tocsin binary (environment: TOCSIN)")
 	f.StringVar(&o.prometheus, "prometheus", env("PROMETHEUS", "bin/peers/prometheus"), "stock Prometheus binary (environment: PROMETHEUS)")
 	f.StringVar(&o.alertmanager, "alertmanager", env("ALERTMANAGER", "prometheus-alertmanager"), "stock Alertmanager binary (environment: ALERTMANAGER)")
-	f.StringVar(&scenarios, "scenarios", env("BENCH_SCENARIOS", "idle,start,scrape,replay"), "scenarios to run, in this order (environment: BENCH_SCENARIOS)")
+	f.StringVar(&scenarios, "scenarios", env("BENCH_SCENARIOS", "idle,start,scrape,replay,notify"), "scenarios to run, in this order (environment: BENCH_SCENARIOS)")
 	f.BoolVar(&o.control, "control", false, "run the stock stack on both sides, to see the noise of the method on this machine")
 	f.BoolVar(&o.smoke, "smoke", false, "short lengths for CI: proves that everything runs, the figures mean nothing")
 	f.IntVar(&o.targets, "targets", 500, "targets")
@@ -89,6 +91,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.DurationVar(&o.readyTimeout, "ready-timeout", 5*time.Minute, "how long a process may take to become ready")
 	f.StringVar(&o.dir, "dir", "", "existing directory in which one for data, configuration and logs is made (default: the temporary directory)")
 	f.BoolVar(&o.keep, "keep", false, "keep the directory; it is kept anyway when something goes wrong")
+	parts, replicas := o.notify.flags(f)
 	f.StringVar(&o.profiles, "profiles", "", "after the measured window, write a CPU profile of a minute and a heap profile of both sides into this directory")
 	f.StringVar(&o.pgo, "pgo", "", "measure nothing; collect a CPU profile of tocsin under load and replay and write it to this file")
 	f.DurationVar(&o.pgoProfileLength, "pgo-length", 4*time.Minute, "length of the profile under load")
@@ -103,6 +106,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		o.warmup, o.window, o.idle = 8*time.Second, 12*time.Second, 10*time.Second
 		o.starts, o.replays = 2, 1
 		o.pgoProfileLength = 5 * time.Second
+		o.notify.shorten()
+	}
+	if err := o.notify.check(*parts, *replicas); err != nil {
+		return o, err
 	}
 	if o.targets < 1 || o.targets > maxTargets {
 		return o, fmt.Errorf("-targets: %d is not within 1 and %d", o.targets, maxTargets)
@@ -118,8 +125,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	}
 	o.scenarios = strings.Split(scenarios, ",")
 	for _, s := range o.scenarios {
-		if !slices.Contains([]string{"idle", "start", "scrape", "replay"}, s) {
-			return o, fmt.Errorf("-scenarios: %q is not one of idle, start, scrape, replay", s)
+		if !slices.Contains([]string{"idle", "start", "scrape", "replay", "notify"}, s) {
+			return o, fmt.Errorf("-scenarios: %q is not one of idle, start, scrape, replay, notify", s)
 		}
 	}
 	return o, nil
@@ -153,7 +160,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return b.profileGuided(ctx)
 	}
 	for _, s := range b.scenarios {
-		run := map[string]func(context.Context) error{"idle": b.runIdle, "start": b.runStart, "scrape": b.runScrape, "replay": b.runReplay}[s]
+		run := map[string]func(context.Context) error{"idle": b.runIdle, "start": b.runStart, "scrape": b.runScrape, "replay": b.runReplay, "notify": b.runNotify}[s]
 		if err := run(ctx); err != nil {
 			return fmt.Errorf("scenario %s: %w", s, err)
 		}

@@ -182,13 +182,15 @@ func parseUsage(stat, status []byte) (usage, error) {
 
 // freeAddresses are addresses on loopback that nobody listens on. They may be taken before they are used; a run that
 // meets that says so in the log of the process.
-func freeAddresses(n int) ([]string, error) {
+func freeAddresses(n int) ([]string, error) { return freeAddressesOn("127.0.0.1", n) }
+
+func freeAddressesOn(host string, n int) ([]string, error) {
 	addresses := make([]string, 0, n)
 	var listeners []net.Listener
 	var err error
 	for range n {
 		var ln net.Listener
-		if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		if ln, err = net.Listen("tcp", net.JoinHostPort(host, "0")); err != nil {
 			err = fmt.Errorf("find a free port: %w", err)
 			break
 		}
