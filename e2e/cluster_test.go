@@ -266,7 +266,7 @@ func (r *replica) restart() {
 	r.start().ready()
 }
 
-// up starts the replicas named, or all, in that order and at once, and waits until they are one mesh.
+// up starts the replicas named, or all, in that order and at once, and waits until they are one mesh and see the lamps.
 func (c *meshCluster) up(names ...string) {
 	c.t.Helper()
 	if len(names) == 0 {
@@ -279,6 +279,10 @@ func (c *meshCluster) up(names ...string) {
 		c.replicas[name].ready()
 	}
 	eventually(c.t, 30*time.Second, "the mesh forms", c.sees(names, names...))
+	eventually(c.t, 30*time.Second, "the mesh is settled", c.settled)
+	for _, name := range names {
+		c.replicas[name].wantValue(30*time.Second, `up{job="lamps"}`, 1)
+	}
 }
 
 func (c *meshCluster) a() *replica { return c.replicas["a"] }
@@ -536,11 +540,11 @@ func stockAlertmanager(t *testing.T, z *zone, host, dir, name, config string, fl
 	return p, u
 }
 
-// stockPeers are the members that an Alertmanager API sees.
-func stockPeers(amURL string) (int, error) {
+// amStatus is the cluster as an Alertmanager API sees it: its status, and the number of members.
+func amStatus(amURL string) (status string, members int, err error) {
 	body, err := quickly(http.MethodGet, amURL+"/api/v2/status", "", "")
 	if err != nil {
-		return 0, err
+		return "", 0, err
 	}
 	var s struct {
 		Cluster struct {
@@ -551,15 +555,29 @@ func stockPeers(amURL string) (int, error) {
 		} `json:"cluster"`
 	}
 	if err := json.Unmarshal([]byte(body), &s); err != nil {
-		return 0, err
+		return "", 0, err
 	}
-	return len(s.Cluster.Peers), nil
+	return s.Cluster.Status, len(s.Cluster.Peers), nil
 }
 
-// wantPeers is a check of stockPeers.
+// settled is a check that no replica holds its notifications back any more until it has met the others.
+func (c *meshCluster) settled() error {
+	for _, name := range c.options.names {
+		status, _, err := amStatus(c.replicas[name].amURL)
+		if err != nil {
+			return err
+		}
+		if status != "ready" {
+			return fmt.Errorf("%s is %s", name, status)
+		}
+	}
+	return nil
+}
+
+// wantPeers is a check that an Alertmanager API sees so many members.
 func wantPeers(amURL string, want int) func() error {
 	return func() error {
-		got, err := stockPeers(amURL)
+		_, got, err := amStatus(amURL)
 		if err == nil && got != want {
 			err = fmt.Errorf("%s sees %d members, not %d", amURL, got, want)
 		}

@@ -83,10 +83,11 @@ func TestRollingRestart(t *testing.T) {
 	c := newCluster(t, clusterOptions{})
 	c.up()
 	slow, patient, silent := group{"Slow", "1"}, group{"Patient", "1"}, group{"Lamp", "silent"}
+	// As long as this waits, it must not begin anew: by the restarts, that can be told.
+	c.lamps.set(`e2e_patient{n="1"}`, 1)
 	id := c.b().mustSilence(silent)
 	eventually(t, 10*time.Second, "the silence is everywhere", func() error { return c.haveSilences(id) })
 	c.lamps.set(`e2e_slow{n="1"}`, 1)
-	c.lamps.set(`e2e_patient{n="1"}`, 1)
 	c.light(silent.n)
 	eventually(t, 30*time.Second, "a notification", c.hook.exactly(1, slow, "firing"))
 	eventually(t, 20*time.Second, "the silenced alert is there", c.alertIs("suppressed", silent, c.options.names...))
@@ -100,7 +101,7 @@ func TestRollingRestart(t *testing.T) {
 	}
 
 	tl := c.timeline()
-	tl.at(0, "restart one after the other", func() {
+	tl.at(8*time.Second, "restart one after the other", func() {
 		for _, name := range c.options.names {
 			tl.note("restart %s", name)
 			c.replicas[name].restart()
@@ -124,7 +125,7 @@ func TestRollingRestart(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if d := at.Sub(since[name]).Abs(); state != "pending" || d > 2*time.Second {
+			if d := at.Sub(since[name]).Abs(); state != "pending" || d > 5*time.Second {
 				return fmt.Errorf("%s is %s since %s instead of %s", patient, state, at, since[name])
 			}
 			return nil

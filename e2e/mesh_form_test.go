@@ -34,6 +34,8 @@ func TestMeshForms(t *testing.T) {
 	for _, r := range c.replicas {
 		r.ready()
 	}
+	eventually(t, 20*time.Second, "nobody waits for others any more", c.settled)
+	tl.figure("and settled after", time.Since(began))
 
 	for _, r := range c.replicas {
 		v, err := r.view()
@@ -113,7 +115,7 @@ func TestMeshRestartsAtOnce(t *testing.T) {
 			r.kill()
 		}
 		for _, r := range c.replicas {
-			r.peers = []string{"nobody.invalid", "dns+tocsin.invalid:9094", c.nobody(), c.nobody() + ":9094"}
+			r.peers = []string{"nobody.invalid", "dns+tocsin.invalid:9094", c.nobody(), c.nobody() + ":9999"}
 			r.configure()
 		}
 	})

@@ -36,8 +36,8 @@ func encodeCard(c Card) ([]byte, error) {
 		return nil, fmt.Errorf("encode this replica's card: %w", err)
 	}
 	if len(b) > memberlist.MetaMaxSize {
-		return nil, fmt.Errorf("this replica's card (cluster, zone, addresses and version) takes %d bytes, %d are allowed: shorten replica.zone",
-			len(b), memberlist.MetaMaxSize)
+		return nil, fmt.Errorf("this replica's card (cluster, zone, addresses, version) takes %d bytes, %d are allowed: "+
+			"shorten replica.zone", len(b), memberlist.MetaMaxSize)
 	}
 	return b, nil
 }

@@ -122,8 +122,9 @@ func (c *conflicts) judge(members []Member, now time.Time, running time.Duration
 		older := o.card.Started.Before(self.Card.Started) ||
 			(o.card.Started.Equal(self.Card.Started) && o.address < self.Address)
 		if older && running < atStart && now.Sub(o.last) <= stillThere {
-			return true, fmt.Errorf("join the mesh: another replica named %q lives at %s (zone %q, started %s): give one of the two another replica.name",
-				self.Name, o.address, printable(o.card.Zone, 64), o.card.Started.UTC().Format(time.RFC3339))
+			return true, fmt.Errorf("join the mesh: another replica named %q lives at %s (zone %q, started %s): "+
+				"give one of the two another replica.name",
+				self.Name, o.address, o.card.Zone, o.card.Started.UTC().Format(time.RFC3339))
 		}
 		if now.Sub(o.last) > stillThere {
 			continue

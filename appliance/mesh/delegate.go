@@ -11,10 +11,8 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// memberlist calls a delegate's methods from many goroutines, those about members under its locks: they note and return,
-// and never call back into it.
-
-// delegate is what memberlist asks and tells.
+// delegate is what memberlist asks and tells. It is called from many goroutines, and about members under memberlist's
+// locks: those methods note and return, and never call back.
 type delegate struct{ m *Mesh }
 
 var (
@@ -78,7 +76,8 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 // admit checks a member that somebody told us of.
 func (m *Mesh) admit(n *memberlist.Node) *refusal {
 	switch {
-	case n.Name == "" || len(n.Name) > maxNameBytes || !utf8.ValidString(n.Name) || n.Name != printable(n.Name, maxNameBytes):
+	case n.Name == "" || len(n.Name) > maxNameBytes || !utf8.ValidString(n.Name),
+		n.Name != printable(n.Name, maxNameBytes):
 		return reject(reasonMember, "a member has a name that cannot be")
 	case !usable(n.Addr, n.Port):
 		return reject(reasonMember, "member %q has an address that cannot be", n.Name)
@@ -94,7 +93,8 @@ func (m *Mesh) admit(n *memberlist.Node) *refusal {
 	case card.Cluster == "" && m.keyed:
 		return reject(reasonMember, "member %q has no card", n.Name)
 	case card.Cluster != "" && card.Cluster != m.cluster:
-		return &refusal{reason: reasonCluster, why: fmt.Sprintf("member %q belongs to another cluster", n.Name), cluster: card.Cluster}
+		why := fmt.Sprintf("member %q belongs to another cluster", n.Name)
+		return &refusal{reason: reasonCluster, why: why, cluster: card.Cluster}
 	case !m.table.admits(n.Name):
 		return reject(reasonMember, "there are %d members already", maxMembers)
 	}

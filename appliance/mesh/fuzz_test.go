@@ -41,6 +41,23 @@ func realStates(t testing.TB) (s *states, x alertStates, parts map[string][]byte
 	return s, x, parts
 }
 
+// reused gives the same states some times, because making them takes longer than what is tried with them.
+func reused() func(testing.TB) (*states, alertStates, map[string][]byte) {
+	var (
+		s     *states
+		x     alertStates
+		parts map[string][]byte
+	)
+	uses := 0
+	return func(t testing.TB) (*states, alertStates, map[string][]byte) {
+		if uses%100 == 0 {
+			s, x, parts = realStates(t)
+		}
+		uses++
+		return s, x, parts
+	}
+}
+
 // usableAfter says that states work after what they were given.
 func usableAfter(t testing.TB, s *states, x alertStates, parts map[string][]byte) {
 	t.Helper()
@@ -72,8 +89,9 @@ func FuzzNotifyMsg(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(empty)
+	fresh := reused()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s, x, parts := realStates(t)
+		s, x, parts := fresh(t)
 		s.mergePart(b)
 		usableAfter(t, s, x, parts)
 	})
@@ -88,8 +106,9 @@ func FuzzMergeRemoteState(f *testing.F) {
 	f.Add(full)
 	f.Add(full[:len(full)/2])
 	f.Add([]byte{})
+	fresh := reused()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s, x, parts := realStates(t)
+		s, x, parts := fresh(t)
 		s.mergeFull(b)
 		usableAfter(t, s, x, parts)
 	})

@@ -151,7 +151,8 @@ func (g *guard) decrypt(b, authenticated []byte) ([]byte, error) {
 			return plain, nil
 		}
 	}
-	return nil, reject(reasonKey, "it is encrypted with a key that this replica does not have, or it was changed on the way")
+	return nil, reject(reasonKey,
+		"it is encrypted with a key that this replica does not have, or it was changed on the way")
 }
 
 // command checks one message of a packet.

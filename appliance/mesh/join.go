@@ -50,6 +50,8 @@ type target struct {
 	tries      int // Failures since it last answered.
 	refused    int // Those of them in which it hung up.
 	busy       bool
+	greet      bool      // It is a member, and we have not exchanged our states since it came.
+	answered   time.Time // When it last answered.
 }
 
 func newJoiner(m *Mesh) *joiner {
@@ -80,6 +82,24 @@ func (j *joiner) lost(address string) {
 	t := j.aim(address)
 	t.seen, t.tries, t.refused = true, 0, 0
 	t.next = time.Now().Add(firstRetry)
+}
+
+// greet exchanges the states with a member that came. It told only the one that it joined by; what that one learned of
+// it the others would have after half a minute, at best. Of two the one with the smaller name does it.
+func (j *joiner) greet(name, address string, now time.Time) {
+	if j.m.name > name {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.targets[address] == nil && len(j.targets) >= maxTargets {
+		return
+	}
+	t := j.aim(address)
+	if now.Sub(t.answered) < time.Second {
+		return // We joined by it.
+	}
+	t.seen, t.greet, t.next = true, true, now
 }
 
 // resolve looks the configured peers up, again and again.
@@ -218,13 +238,15 @@ func (j *joiner) step(now time.Time) {
 	j.mu.Lock()
 	all, failed := 0, 0
 	for a, t := range j.targets {
-		if members[a] || j.own(a) {
+		switch {
+		case j.own(a), members[a] && !t.greet:
 			t.tries, t.refused = 0, 0
 			continue
-		}
-		all++
-		if t.tries > 0 {
-			failed++
+		case !members[a]:
+			all++
+			if t.tries > 0 {
+				failed++
+			}
 		}
 		if !t.busy && !now.Before(t.next) {
 			t.busy = true
@@ -245,7 +267,8 @@ func (j *joiner) step(now time.Time) {
 	}
 	j.mu.Unlock()
 	if alone {
-		j.m.logger.Warn("no peer answers; this replica works alone and goes on trying", "peers", strings.Join(peers[:min(len(peers), 16)], " "))
+		j.m.logger.Warn("no peer answers; this replica works alone and goes on trying",
+			"peers", strings.Join(peers[:min(len(peers), 16)], " "))
 	}
 	for i, a := range due {
 		j.start(a, targets[i])
@@ -276,6 +299,9 @@ func (j *joiner) asked(address string, t *target, err error) {
 	t.busy = false
 	before := t.tries
 	refused, why := false, ""
+	if err == nil {
+		t.greet, t.answered = false, now
+	}
 	switch {
 	case err == nil && isMember:
 		t.tries, t.refused, t.next = 0, 0, now

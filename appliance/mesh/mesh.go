@@ -117,7 +117,7 @@ func New(opts Options) (_ *Mesh, err error) {
 	if cfg == nil || cfg.Cluster == nil {
 		return nil, errors.New("start the mesh: there is no cluster section")
 	}
-	if cfg.Replica.Name == "" || len(cfg.Replica.Name) > maxNameBytes || cfg.Replica.Name != printable(cfg.Replica.Name, maxNameBytes) {
+	if n := cfg.Replica.Name; n == "" || len(n) > maxNameBytes || n != printable(n, maxNameBytes) {
 		return nil, fmt.Errorf("start the mesh: replica.name must have 1 to %d printable characters", maxNameBytes)
 	}
 	if err := os.MkdirAll(opts.Dir, 0o750); err != nil {
@@ -157,7 +157,8 @@ func New(opts Options) (_ *Mesh, err error) {
 			err = errors.Join(err, m.wire.Shutdown())
 		}
 	}()
-	if m.wire.advertise, err = chooseAdvertise(cfg.Cluster.AdvertiseAddress, opts.ListenAddress, m.wire.port, m.logger); err != nil {
+	m.wire.advertise, err = chooseAdvertise(cfg.Cluster.AdvertiseAddress, opts.ListenAddress, m.wire.port, m.logger)
+	if err != nil {
 		return nil, err
 	}
 	warnInClear(m.wire.advertise, m.keyed, m.logger)
@@ -498,100 +499,6 @@ func (m *Mesh) SetCompleteness(c float64) {
 	case m.recard <- struct{}{}:
 	default:
 	}
-}
-
-// announce sends our card when it has changed, at most once in two seconds.
-func (m *Mesh) announce(ctx context.Context, list *memberlist.Memberlist) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-m.recard:
-		}
-		if err := list.UpdateNode(2 * time.Second); err != nil {
-			m.logger.Debug("the card was not sent to anybody yet", "err", err)
-		}
-		if !wait(ctx, 2*time.Second) {
-			return
-		}
-	}
-}
-
-// tell logs, counts, remembers and passes on what happens to members.
-func (m *Mesh) tell(ctx context.Context) {
-	tick := time.NewTicker(30 * time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			m.tidy()
-			continue
-		case <-m.table.changed:
-		}
-		moved := false
-		for _, c := range m.table.take() {
-			moved = m.told(c) || moved
-		}
-		m.remember()
-		if !moved {
-			continue
-		}
-		m.mu.Lock()
-		callbacks := m.onChange
-		m.mu.Unlock()
-		for _, f := range callbacks {
-			f()
-		}
-	}
-}
-
-// told handles one change; it says whether somebody came or went.
-func (m *Mesh) told(c change) bool {
-	e := c.member
-	attrs := []any{"member", e.Name, "address", e.Address}
-	if e.Card.Cluster != "" {
-		attrs = append(attrs, "zone", e.Card.Zone, "version", printable(e.Card.Version, 64))
-	} else {
-		attrs = append(attrs, "kind", "stock Alertmanager")
-	}
-	switch c.kind {
-	case joined:
-		m.metrics.joined.Inc()
-		m.metrics.up.WithLabelValues(e.Name).Set(1)
-		m.logger.Info("a member joined the mesh", attrs...)
-	case gone:
-		m.metrics.left.Inc()
-		m.metrics.up.WithLabelValues(e.Name).Set(0)
-		m.logger.Warn("a member left the mesh or died", attrs...)
-		m.join.lost(e.Address)
-	case updated:
-		m.metrics.updated.Inc()
-		m.logger.Debug("a member has a new card", attrs...)
-		return false
-	}
-	return true
-}
-
-func (m *Mesh) remember() {
-	if err := m.memory.update(m.table.list(time.Now()), time.Now()); err != nil {
-		m.logger.Error("the peers that are seen cannot be remembered", "err", err)
-	}
-}
-
-// tidy forgets what is long gone.
-func (m *Mesh) tidy() {
-	for _, name := range m.table.forget(time.Now()) {
-		m.metrics.forget(name)
-		m.rpc.forget(name)
-	}
-	if n := m.queue.NumQueued(); n > maxQueue {
-		m.queue.Prune(maxQueue)
-		m.metrics.pruned.Add(float64(n - maxQueue))
-		m.logger.Warn("changes are dropped because too many wait; the regular exchange of all states carries them", "waiting", n, "limit", maxQueue)
-	}
-	m.remember()
 }
 
 // wait is false if ctx ends first.

@@ -23,7 +23,8 @@ const (
 )
 
 var allReasons = []string{
-	reasonCluster, reasonKey, reasonPlaintext, reasonMalformed, reasonSize, reasonVersion, reasonBusy, reasonMember, reasonState,
+	reasonCluster, reasonKey, reasonPlaintext, reasonMalformed, reasonSize, reasonVersion, reasonBusy, reasonMember,
+	reasonState,
 }
 
 // quietFor is how long a warning that was given is not given again.

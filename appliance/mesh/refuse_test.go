@@ -13,8 +13,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -23,7 +21,6 @@ import (
 
 	"github.com/hashicorp/memberlist"
 	"github.com/prometheus/alertmanager/cluster/clusterpb"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
@@ -76,8 +73,8 @@ func TestStrangersAreRefused(t *testing.T) {
 			host.bag.put("secret of the host")
 			joiner := started(t, named("b"), c.joiner, withPeers(host.address()))
 			joiner.bag.put("junk of the joiner")
-			until(t, 10*time.Second, "it is counted for "+c.reason, func() bool { return host.refused(c.reason) > 0 })
-			until(t, 10*time.Second, "the joiner says what is wrong", func() bool { return strings.Contains(joiner.log.String(), c.says) })
+			until(t, 15*time.Second, "it is counted for "+c.reason, func() bool { return host.refused(c.reason) > 0 })
+			until(t, 15*time.Second, "the joiner says what is wrong", func() bool { return strings.Contains(joiner.log.String(), c.says) })
 			if host.names() != "a" || joiner.names() != "b" {
 				t.Errorf("members %q and %q", host.names(), joiner.names())
 			}
@@ -124,7 +121,7 @@ func TestRotation(t *testing.T) {
 				from.tell([]byte(what))
 				from.bag.put(large)
 				from.tell([]byte(large))
-				until(t, 10*time.Second, what, func() bool {
+				until(t, 15*time.Second, what, func() bool {
 					return !slices.ContainsFunc(all, func(x *trial) bool { return !x.bag.has(what) || !x.bag.has(large) })
 				})
 			}
@@ -137,7 +134,7 @@ func TestRotation(t *testing.T) {
 	}
 	// Who has only the old key is out now.
 	d := started(t, named("d"), withKeys(old), withPeers(a.address()))
-	until(t, 10*time.Second, "the old key is refused", func() bool { return a.refused(reasonKey) > 0 })
+	until(t, 15*time.Second, "the old key is refused", func() bool { return a.refused(reasonKey) > 0 })
 	if d.names() != "d" {
 		t.Errorf("members %q", d.names())
 	}
@@ -202,98 +199,6 @@ func keysOf(s string) [][]byte {
 	return keys
 }
 
-// TestOneNameTwice starts a second replica with the name of one that lives.
-func TestOneNameTwice(t *testing.T) {
-	t.Parallel()
-	a := started(t, named("a"), withKeys(key(1)))
-	c := started(t, named("c"), withKeys(key(1)), withPeers(a.address()))
-	whole(t, 10*time.Second, "a c", a, c)
-	// The card says when, in milliseconds.
-	until(t, time.Second, "the clock goes on", func() bool { return time.Since(a.card.Started) > 10*time.Millisecond })
-	double := started(t, named("a"), withKeys(key(1)), withPeers(a.address(), c.address()))
-	begin := time.Now()
-	select {
-	case err := <-double.done:
-		close(double.done)
-		if err == nil {
-			t.Fatal("Run ended without an error")
-		}
-		for _, want := range []string{`"a"`, a.address(), "zone-1", a.card.Started.UTC().Format(time.RFC3339), "replica.name"} {
-			if !strings.Contains(err.Error(), want) {
-				t.Errorf("error %q does not say %q", err, want)
-			}
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("both go on")
-	}
-	if took := time.Since(begin); took < 5*time.Second {
-		t.Errorf("gave up after %s, when the other could still be its former self", took)
-	}
-	if a.names() != "a c" || c.names() != "a c" {
-		t.Errorf("members %q and %q", a.names(), c.names())
-	}
-	if n := a.value("tocsin_mesh_name_conflicts_total"); n < 1 {
-		t.Errorf("tocsin_mesh_name_conflicts_total = %v", n)
-	}
-}
-
-// TestRestartElsewhere has a replica die and come back at once with another address.
-func TestRestartElsewhere(t *testing.T) {
-	t.Parallel()
-	a := started(t, named("a"))
-	b := started(t, named("b"), withPeers(a.address()))
-	c := started(t, named("c"), withPeers(a.address()))
-	whole(t, 10*time.Second, "a b c", a, b, c)
-	b.kill()
-	again := started(t, named("b"), withPeers(a.address(), c.address()))
-	at := func(x *trial) string { m, _ := x.table.get("b"); return m.Address }
-	took := until(t, 20*time.Second, "everybody knows the new address", func() bool {
-		return at(a) == again.address() && at(c) == again.address() && a.names() == "a b c" && c.names() == "a b c" && again.names() == "a b c"
-	})
-	t.Logf("known at its new address after %s", took)
-	select {
-	case err := <-again.done:
-		t.Fatalf("it ended: %v", err)
-	case <-time.After(formerSelf - min(took, formerSelf) + time.Second):
-	}
-}
-
-func TestWhoIsTheYounger(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		self := []Member{{Name: "a", Self: true, Address: "10.0.0.2:9094", Card: Card{Cluster: "prod", Started: begin}}}
-		for name, c := range map[string]struct {
-			other         Card
-			lasts, uptime time.Duration
-			ends          bool
-		}{
-			"the other is older":        {Card{Cluster: "prod", Started: begin.Add(-time.Hour)}, 9 * time.Second, 9 * time.Second, true},
-			"the other is as old":       {Card{Cluster: "prod", Started: begin}, 9 * time.Second, 9 * time.Second, true},
-			"the other is younger":      {Card{Cluster: "prod", Started: begin.Add(time.Second)}, 9 * time.Second, 9 * time.Second, false},
-			"it may be our former self": {Card{Cluster: "prod", Started: begin.Add(-time.Hour)}, 7 * time.Second, 9 * time.Second, false},
-			"we have worked for long":   {Card{Cluster: "prod", Started: begin.Add(-time.Hour)}, 9 * time.Second, time.Hour, false},
-		} {
-			x := &conflicts{logger: discard(), metrics: newMetrics(prometheus.NewRegistry())}
-			meta, err := encodeCard(c.other)
-			if err != nil {
-				t.Fatal(err)
-			}
-			mine := &memberlist.Node{Name: "a", Addr: net.IPv4(10, 0, 0, 2), Port: 9094}
-			other := &memberlist.Node{Name: "a", Addr: net.IPv4(10, 0, 0, 1), Port: 9094, Meta: meta}
-			for since := time.Duration(0); since <= c.lasts; since += time.Second {
-				x.note(mine, other, true, begin.Add(since))
-			}
-			active, err := x.judge(self, begin.Add(c.lasts), c.uptime)
-			if !active || (err != nil) != c.ends {
-				t.Errorf("%s: active %v, error %v", name, active, err)
-			}
-			if active, err := x.judge(self, begin.Add(c.lasts+time.Minute), c.uptime); active || err != nil {
-				t.Errorf("%s: a minute after the last sign of it: active %v, error %v", name, active, err)
-			}
-		}
-	})
-}
-
 // TestHostileTraffic sends what no peer sends, to both sockets.
 func TestHostileTraffic(t *testing.T) {
 	t.Parallel()
@@ -335,13 +240,13 @@ func TestHostileTraffic(t *testing.T) {
 			}
 			sendStream(t, a.address(), captured)
 
-			until(t, 10*time.Second, "it is counted", func() bool {
+			until(t, 15*time.Second, "it is counted", func() bool {
 				return a.refused(reasonMalformed) > 0 && (a.keyed && a.refused(reasonPlaintext) > 0 || !a.keyed && a.refused(reasonCluster)+a.refused(reasonKey) > 0)
 			})
 			if a.refused(reasonSize) < 1 || a.refused(reasonVersion) < 1 {
 				t.Errorf("refused for size %v, for version %v", a.refused(reasonSize), a.refused(reasonVersion))
 			}
-			until(t, 10*time.Second, "it still carries state", func() bool {
+			until(t, 15*time.Second, "it still carries state", func() bool {
 				b.bag.put("after")
 				b.tell([]byte("after"))
 				return a.bag.has("after")
@@ -379,8 +284,8 @@ func hostilePackets(t testing.TB) map[string][]byte {
 		"one byte":                 {typeCompound},
 		"a compound that is short": {typeCompound, 200, 0, 1},
 		"compounds in compounds":   deep,
-		"a bomb":                   squeezed(t, 64<<20),
-		"a bomb of compounds":      squeezed(t, 0, bytes.Repeat([]byte{typeCompound, 1, 0xff, 0xff}, 1<<20)...),
+		"a bomb":                   squeezed(t, 1<<20),
+		"a bomb of compounds":      squeezed(t, 0, bytes.Repeat([]byte{typeCompound, 1, 0xff, 0xff}, 1<<16)...),
 		"an empty bomb":            squeezed(t, 0),
 		"arrays in arrays":         append([]byte{typeAlive, 0x81, 0xa1, 'x'}, bytes.Repeat([]byte{0x91}, 60000)...),
 		"a length of 4 GiB":        {typeAlive, 0x81, 0xdb, 0xff, 0xff, 0xff, 0xff},
@@ -428,12 +333,11 @@ func hostileStreams(t testing.TB) map[string][]byte {
 		"a million members":          header(1<<20, 0),
 		"less than no members":       header(-1, 0),
 		"less than no state":         header(0, -1),
-		"a state of 100 MiB":         join(header(0, 100<<20), make([]byte, 1<<20)),
-		"100 MiB, compressed":        squeezed(t, 0, join(header(0, 100<<20), make([]byte, 100<<20))...),
+		"a state of 100 MiB":         join(header(0, 100<<20), make([]byte, 100<<20)),
+		"22 MiB, compressed":         squeezed(t, maxStream, header(0, maxState+1)...),
 		"a message of 2^62 bytes":    join([]byte{typeUser}, packed("UserMsgLen", 1<<62)),
 		"a message of minus 1 bytes": join([]byte{typeUser}, packed("UserMsgLen", -1)),
 		"an empty bomb":              squeezed(t, 0),
-		"a bomb":                     squeezed(t, 200<<20),
 		"arrays in arrays":           join([]byte{typePushPull, 0x81, 0xa1, 'x'}, bytes.Repeat([]byte{0x91}, 4<<20)),
 		"an unknown compression":     join([]byte{typeCompress}, packed("Algo", 7, "Buf", []byte("x"))),
 		"a type of the future":       {99, 1, 2, 3},
@@ -592,64 +496,6 @@ func TestLimiter(t *testing.T) {
 			t.Errorf("%d are remembered", n)
 		}
 	})
-}
-
-func TestMemory(t *testing.T) {
-	dir := t.TempDir()
-	now := time.Now().UTC().Truncate(time.Second)
-	at := func(i int) string { return fmt.Sprintf("10.0.0.%d:9094", i) }
-	m, err := openMemory(dir, now)
-	if err != nil || len(m.peers) != 0 {
-		t.Fatalf("%v, %v", m.peers, err)
-	}
-	alive := func(name, address string) Member { return Member{Name: name, Address: address, Alive: true} }
-	if err := m.update([]Member{alive("a", at(1)), alive("b", at(2)), {Name: "self", Address: at(3), Alive: true, Self: true}, {Name: "dead", Address: at(4)}}, now); err != nil {
-		t.Fatal(err)
-	}
-	// A came back elsewhere; another took b's address.
-	if err := m.update([]Member{alive("a", at(5)), alive("c", at(2))}, now.Add(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
-	read := func(when time.Time) string {
-		m, err := openMemory(dir, when)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var s []string
-		for _, p := range m.peers {
-			s = append(s, p.Name+"@"+p.Address)
-		}
-		slices.Sort(s)
-		return strings.Join(s, " ")
-	}
-	if got, want := read(now), "a@"+at(5)+" c@"+at(2); got != want {
-		t.Errorf("remembered %q, want %q", got, want)
-	}
-	if got := read(now.Add(rememberFor + time.Hour)); got != "" {
-		t.Errorf("after a month %q", got)
-	}
-	var crowd []Member
-	for i := range 2 * maxRemembered {
-		crowd = append(crowd, alive(fmt.Sprint("m", i), fmt.Sprintf("10.1.0.%d:9094", i)))
-	}
-	if err := m.update(crowd, now.Add(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	if len(m.peers) != maxRemembered {
-		t.Errorf("%d remembered", len(m.peers))
-	}
-	if names, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(names) != 1 {
-		t.Errorf("left over: %v, %v", names, err)
-	}
-	for _, content := range []string{"", "{", `{"peers":[{"name":"x","address":"no"},{"name":"","address":"10.0.0.1:1"}]}`, strings.Repeat("x", maxPeersFile+1)} {
-		if err := os.WriteFile(filepath.Join(dir, "peers.json"), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		// It may be an error, the start goes on.
-		if m, _ := openMemory(dir, now); m == nil || len(m.peers) != 0 {
-			t.Errorf("%.20q: %v", content, m)
-		}
-	}
 }
 
 // TestSettleHeedsItsContext does not wait for ever.

@@ -107,7 +107,9 @@ func (m *memory) update(members []Member, now time.Time) error {
 		if member.Self || !member.Alive || member.Address == "" {
 			continue
 		}
-		i := slices.IndexFunc(m.peers, func(p remembered) bool { return p.Name == member.Name && p.Address == member.Address })
+		i := slices.IndexFunc(m.peers, func(p remembered) bool {
+			return p.Name == member.Name && p.Address == member.Address
+		})
 		if i >= 0 && now.Sub(m.peers[i].Seen) < seenEvery {
 			continue
 		}

@@ -76,8 +76,9 @@ func (s *states) full() []byte {
 		size -= len(p.Key) + len(p.Data) + 32
 		full.Parts = slices.Delete(full.Parts, i, i+1)
 		s.metrics.leftOut.WithLabelValues(p.Key).Inc()
-		s.warn(p.Key, "a state is too large to be exchanged in full; a member that joins gets only what changes from now on: "+
-			"let silences expire, or notify of fewer groups", "key", p.Key, "bytes", len(p.Data), "limit_bytes", maxFullState)
+		s.warn(p.Key, "a state is too large to be exchanged in full; a member that joins gets only what changes from now "+
+			"on: let silences expire, or notify of fewer groups",
+			"key", p.Key, "bytes", len(p.Data), "limit_bytes", maxFullState)
 	}
 	b, err := proto.Marshal(&full)
 	if err != nil {
@@ -168,7 +169,8 @@ func (s *states) recovered(key string, err *error) {
 	}
 	s.metrics.panics.WithLabelValues(key).Inc()
 	if _, ok := s.quiet.allow("panic "+key, time.Now()); ok {
-		s.logger.Error("a state panicked; it goes on without that message", "key", key, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		s.logger.Error("a state panicked; it goes on without that message",
+			"key", key, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 	}
 	*err = errors.New("it panicked")
 }

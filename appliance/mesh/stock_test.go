@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -170,7 +171,14 @@ func TestStockAlertmanagerJoins(t *testing.T) {
 	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(hook) }()
-	t.Cleanup(func() { srv.Close(); <-served })
+	t.Cleanup(func() {
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
 	web := freePort(t)
 	startStock(t, t.TempDir(), web, freePort(t), a.address(), "http://"+hook.Addr().String())
 	until(t, 20*time.Second, "it is a member of both", func() bool { return len(a.Peers()) == 3 && len(b.Peers()) == 3 })

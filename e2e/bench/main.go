@@ -106,7 +106,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		o.warmup, o.window, o.idle = 8*time.Second, 12*time.Second, 10*time.Second
 		o.starts, o.replays = 2, 1
 		o.pgoProfileLength = 5 * time.Second
-		o.notify.shorten()
+		o.notify.shorten(replicas)
 	}
 	if err := o.notify.check(*parts, *replicas); err != nil {
 		return o, err

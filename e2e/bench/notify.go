@@ -18,6 +18,7 @@ const (
 	// deliverLimit is how long notifications are waited for before they count as missed.
 	deliverLimit = 90 * time.Second
 	maxReplicas  = 9
+	allReplicas  = "1,2,3"
 )
 
 // notifyOptions are the flags of the notify scenario.
@@ -39,7 +40,7 @@ type notifyOptions struct {
 // flags adds the flags; the two lists are translated by check.
 func (o *notifyOptions) flags(f *flag.FlagSet) (parts, replicas *string) {
 	parts = f.String("notify", "latency,death,groups", "parts of the notify scenario to run, in this order")
-	replicas = f.String("notify-replicas", "1,2,3", "numbers of replicas to measure notify's latency with; the other parts use the largest")
+	replicas = f.String("notify-replicas", allReplicas, "numbers of replicas to measure notify's latency with; the other parts use the largest")
 	f.IntVar(&o.alerts, "notify-alerts", 1000, "alerts, each of them a group, of notify's latency")
 	f.DurationVar(&o.spread, "notify-spread", 20*time.Second, "time over which they are raised one after the other")
 	f.IntVar(&o.deaths, "notify-deaths", 5, "senders of tocsin that die")
@@ -54,12 +55,15 @@ func (o *notifyOptions) flags(f *flag.FlagSet) (parts, replicas *string) {
 }
 
 // shorten is the smoke run.
-func (o *notifyOptions) shorten() {
+func (o *notifyOptions) shorten(replicas *string) {
 	o.alerts, o.spread, o.groups, o.stockGroups = 20, 2*time.Second, 100, false
 	o.deaths, o.stockDeaths = 1, 1
 	o.latencyPace.groupInterval = 2 * time.Second
 	o.groupsPace = pace{interval: time.Second, groupInterval: 2 * time.Second}
 	o.steady, o.shortestWait = 6*time.Second, time.Second
+	if *replicas == allReplicas {
+		*replicas = "2"
+	}
 }
 
 func (o *notifyOptions) check(parts, replicas string) error {
@@ -135,10 +139,6 @@ func (b *bench) notifyLatency(ctx context.Context) error {
 				row{what: label + k.what + ", median, s", ours: quantile(k.ours, 0.5), stock: quantile(k.stock, 0.5), format: "%.3f"},
 				row{what: label + k.what + ", p99, s", ours: quantile(k.ours, 0.99), stock: quantile(k.stock, 0.99), format: "%.3f"})
 		}
-		times = append(times, row{
-			what: label + "one after the other, from the change of the level, median, s",
-			ours: quantile(a.spread.since, 0.5), stock: quantile(z.spread.since, 0.5), format: "%.3f",
-		})
 		firingA, firingZ := a.spread.plus(a.burst), z.spread.plus(z.burst)
 		for _, k := range []struct {
 			what        string
@@ -178,13 +178,12 @@ func (b *bench) latencyOf(ctx context.Context, dir string, replicas int) (_ []no
 	begin := time.Now()
 	results := make([]notifyResult, len(sides))
 	for i, over := range []time.Duration{b.notify.spread, 0} {
-		raised, lowered := make([]func(int) time.Time, len(sides)), make([]func(int) time.Time, len(sides))
 		order := []int{0, 1}
 		if replicas%2 == 0 {
 			slices.Reverse(order)
 		}
 		for _, s := range order {
-			raised[s] = sides[s].levels.raise(over)
+			sides[s].levels.raise(over)
 			if over > 0 {
 				continue
 			}
@@ -201,7 +200,7 @@ func (b *bench) latencyOf(ctx context.Context, dir string, replicas int) (_ []no
 			return nil, err
 		}
 		for s, side := range sides {
-			t := count(side.hook.take(), b.notify.alerts, true, raised[s])
+			t := count(side.hook.take(), b.notify.alerts, true)
 			results[s].strays += t.stray
 			if i == 0 {
 				results[s].spread = t
@@ -210,7 +209,7 @@ func (b *bench) latencyOf(ctx context.Context, dir string, replicas int) (_ []no
 			}
 		}
 		for _, s := range order {
-			lowered[s] = sides[s].levels.lower()
+			sides[s].levels.lower()
 		}
 		for _, s := range order {
 			if err := sides[s].await(ctx, false, deliverLimit); err != nil {
@@ -221,7 +220,7 @@ func (b *bench) latencyOf(ctx context.Context, dir string, replicas int) (_ []no
 			return nil, err
 		}
 		for s, side := range sides {
-			t := count(side.hook.take(), b.notify.alerts, false, lowered[s])
+			t := count(side.hook.take(), b.notify.alerts, false)
 			results[s].strays += t.stray
 			results[s].resolved = results[s].resolved.plus(t)
 		}
@@ -304,7 +303,7 @@ func (b *bench) groupsOf(ctx context.Context, name string, replicas int) (g grou
 	if err != nil {
 		return g, err
 	}
-	changed := r.levels.raise(0)
+	r.levels.raise(0)
 	if err := r.await(ctx, true, deliverLimit); err != nil {
 		return g, err
 	}
@@ -317,7 +316,7 @@ func (b *bench) groupsOf(ctx context.Context, name string, replicas int) (g grou
 	if g.fired, err = g.sample(ctx, r, p.groupInterval); err != nil {
 		return g, err
 	}
-	g.firing = count(r.hook.take(), n, true, changed)
+	g.firing = count(r.hook.take(), n, true)
 	g.strays = g.firing.stray
 	if cpuFired, err = r.cpu(); err != nil {
 		return g, err
@@ -334,15 +333,15 @@ func (b *bench) groupsOf(ctx context.Context, name string, replicas int) (g grou
 		return g, err
 	}
 	g.cpuSteady = 100 * (cpuSteady - cpuFired).Seconds() / time.Since(steady).Seconds()
-	g.steady = count(r.hook.take(), 0, true, changed) // any is one too many
-	changed = r.levels.lower()
+	g.steady = count(r.hook.take(), 0, true) // any is one too many
+	r.levels.lower()
 	if err := r.await(ctx, false, deliverLimit); err != nil {
 		return g, err
 	}
 	if err := sleep(ctx, max(p.groupInterval, b.quiet(replicas))); err != nil {
 		return g, err
 	}
-	g.resolved = count(r.hook.take(), n, false, changed)
+	g.resolved = count(r.hook.take(), n, false)
 	g.strays += g.resolved.stray
 	return g, b.checkScrapes(ctx, r, time.Since(begin))
 }

@@ -157,19 +157,15 @@ type tally struct {
 	duplicates int
 	stray      int             // notifications of the other status, or of an alert that is not in the set
 	latency    []time.Duration // of the first notification of each, from its first evaluation
-	since      []time.Duration // of the first notification of each, from when the level changed
 }
 
 func (t tally) plus(u tally) tally {
-	return tally{
-		t.missed + u.missed, t.duplicates + u.duplicates, t.stray + u.stray,
-		slices.Concat(t.latency, u.latency), slices.Concat(t.since, u.since),
-	}
+	return tally{t.missed + u.missed, t.duplicates + u.duplicates, t.stray + u.stray, slices.Concat(t.latency, u.latency)}
 }
 
 // count tells what became of the alerts 0 to alerts-1, each of which should have been notified once as firing, or as
-// resolved. changed is when the level of each changed.
-func count(deliveries []delivery, alerts int, firing bool, changed func(n int) time.Time) tally {
+// resolved.
+func count(deliveries []delivery, alerts int, firing bool) tally {
 	var t tally
 	seen := make([]bool, alerts)
 	for _, d := range deliveries {
@@ -181,7 +177,6 @@ func count(deliveries []delivery, alerts int, firing bool, changed func(n int) t
 		default:
 			seen[d.n] = true
 			t.latency = append(t.latency, d.at.Sub(d.startsAt))
-			t.since = append(t.since, d.at.Sub(changed(d.n)))
 		}
 	}
 	for _, s := range seen {
@@ -232,33 +227,28 @@ func (l *levels) Close() error {
 	return err
 }
 
-// raise lets all gauges be 1 from now on, one after the other over the given time, and returns when each does so.
-func (l *levels) raise(over time.Duration) func(n int) time.Time {
+// raise lets all gauges be 1 from now on, one after the other over the given time.
+func (l *levels) raise(over time.Duration) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	begin, step := time.Now(), over/time.Duration(len(l.up))
-	at := func(n int) time.Time { return begin.Add(time.Duration(n) * step) }
 	for n := range l.up {
-		l.up[n] = at(n)
+		l.up[n] = begin.Add(time.Duration(n) * step)
 	}
-	return at
 }
 
-// lower lets all gauges be 0 from now on, and returns that time.
-func (l *levels) lower() func(n int) time.Time {
+// lower lets all gauges be 0 from now on.
+func (l *levels) lower() {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	clear(l.up)
-	now := time.Now()
-	return func(int) time.Time { return now }
 }
 
-// raiseOne lets one gauge be 1 from now on, and returns that time.
-func (l *levels) raiseOne(n int) time.Time {
+// raiseOne lets one gauge be 1 from now on.
+func (l *levels) raiseOne(n int) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	l.up[n] = time.Now()
-	return l.up[n]
 }
 
 func (l *levels) ServeHTTP(w http.ResponseWriter, _ *http.Request) {

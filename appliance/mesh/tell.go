@@ -1,0 +1,104 @@
+package mesh
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// announce sends our card when it has changed, at most once in two seconds.
+func (m *Mesh) announce(ctx context.Context, list *memberlist.Memberlist) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.recard:
+		}
+		if err := list.UpdateNode(2 * time.Second); err != nil {
+			m.logger.Debug("the card was not sent to anybody yet", "err", err)
+		}
+		if !wait(ctx, 2*time.Second) {
+			return
+		}
+	}
+}
+
+// tell logs, counts, remembers and passes on what happens to members.
+func (m *Mesh) tell(ctx context.Context) {
+	tick := time.NewTicker(30 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			m.tidy()
+			continue
+		case <-m.table.changed:
+		}
+		moved := false
+		for _, c := range m.table.take() {
+			moved = m.told(c) || moved
+		}
+		m.remember()
+		if !moved {
+			continue
+		}
+		m.mu.Lock()
+		callbacks := m.onChange
+		m.mu.Unlock()
+		for _, f := range callbacks {
+			f()
+		}
+	}
+}
+
+// told handles one change; it says whether somebody came or went.
+func (m *Mesh) told(c change) bool {
+	e := c.member
+	attrs := []any{"member", e.Name, "address", e.Address}
+	if e.Card.Cluster != "" {
+		attrs = append(attrs, "zone", e.Card.Zone, "version", printable(e.Card.Version, 64))
+	} else {
+		attrs = append(attrs, "kind", "stock Alertmanager")
+	}
+	switch c.kind {
+	case joined:
+		m.metrics.joined.Inc()
+		m.metrics.up.WithLabelValues(e.Name).Set(1)
+		m.logger.Info("a member joined the mesh", attrs...)
+		m.join.greet(e.Name, e.Address, time.Now())
+	case gone:
+		m.metrics.left.Inc()
+		m.metrics.up.WithLabelValues(e.Name).Set(0)
+		m.logger.Warn("a member left the mesh or died", attrs...)
+		m.join.lost(e.Address)
+	case updated:
+		m.metrics.updated.Inc()
+		m.logger.Debug("a member has a new card", attrs...)
+		return false
+	}
+	return true
+}
+
+func (m *Mesh) remember() {
+	if err := m.memory.update(m.table.list(time.Now()), time.Now()); err != nil {
+		m.logger.Error("the peers that are seen cannot be remembered", "err", err)
+	}
+}
+
+// tidy forgets what is long gone.
+func (m *Mesh) tidy() {
+	for _, name := range m.table.forget(time.Now()) {
+		m.metrics.forget(name)
+		m.rpc.forget(name)
+	}
+	if n := m.queue.NumQueued(); n > maxQueue {
+		m.queue.Prune(maxQueue)
+		m.metrics.pruned.Add(float64(n - maxQueue))
+		m.logger.Warn("changes are dropped because too many wait; the regular exchange of all states carries them",
+			"waiting", n, "limit", maxQueue)
+	}
+	m.remember()
+}
