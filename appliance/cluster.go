@@ -77,10 +77,14 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 		if m.Card.HTTP != "" && a.external.Scheme == "http" {
 			ms.URL = "http://" + m.Card.HTTP + "/"
 		}
+		what := "died, or cannot be reached,"
+		if m.Left {
+			what = "was stopped"
+		}
 		if !m.Alive {
 			ms.State = "gone"
-			s.Problems = append(s.Problems, fmt.Sprintf("Replica %s in zone %s left or died at %s.",
-				m.Name, m.Card.Zone, m.Since.UTC().Format("15:04:05 UTC")))
+			s.Problems = append(s.Problems, fmt.Sprintf("Replica %s in zone %s %s at %s.",
+				m.Name, m.Card.Zone, what, m.Since.UTC().Format("15:04:05 UTC")))
 		}
 		if skew := m.ClockSkew.Abs(); m.Alive && skew > maxSkew {
 			s.Problems = append(s.Problems, fmt.Sprintf("The clock of replica %s is %s off this one's: look at its time synchronisation.",

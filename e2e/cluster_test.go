@@ -523,23 +523,6 @@ func (c *meshCluster) timeline() *timeline {
 	return newTimeline(c.t, c.hook)
 }
 
-// stockAlertmanager is Debian's in a zone, or on a loopback address, at the usual ports; it returns its URL.
-func stockAlertmanager(t *testing.T, z *zone, host, dir, name, config string, flags ...string) (*process, string) {
-	t.Helper()
-	write(t, dir, name+"/alertmanager.yml", config)
-	p := startIn(t, z, dir, "alertmanager-"+name, "prometheus-alertmanager", append([]string{
-		"--config.file=" + name + "/alertmanager.yml", "--storage.path=" + name + "/data",
-		"--web.listen-address=" + host + ":9093", "--cluster.listen-address=" + host + ":9094",
-		"--cluster.settle-timeout=5s", "--cluster.reconnect-interval=1s"}, flags...)...)
-	u := "http://" + host + ":9093"
-	eventually(t, 30*time.Second, "alertmanager "+name+" is ready", func() error {
-		p.alive()
-		_, err := quickly(http.MethodGet, u+"/-/ready", "", "")
-		return err
-	})
-	return p, u
-}
-
 // amStatus is the cluster as an Alertmanager API sees it: its status, and the number of members.
 func amStatus(amURL string) (status string, members int, err error) {
 	body, err := quickly(http.MethodGet, amURL+"/api/v2/status", "", "")

@@ -89,6 +89,7 @@ func TestSenderDiesBefore(t *testing.T) {
 		}
 		d := c.hook.about(lamp, "firing")[0]
 		tl.figure("from the death of "+turn+" to the notification of "+d.from, d.at.Sub(killed.get()))
+		tl.figure("later than it was due", d.at.Sub(active.get())-wait)
 		if d.from == turn || d.at.Sub(active.get()) > wait+takeoverMost {
 			t.Errorf("%s sends %s after the alert, with a group_wait of %s", d.from, d.at.Sub(active.get()), wait)
 		}
@@ -124,6 +125,7 @@ func TestSenderFreezes(t *testing.T) {
 		}
 		d := c.hook.about(lamp, "firing")[0]
 		tl.figure("from the freeze of "+turn+" to the notification of "+d.from, d.at.Sub(frozen.get()))
+		tl.figure("later than it was due", d.at.Sub(frozen.get())-wait)
 		if d.at.Sub(frozen.get()) > wait+takeoverMost {
 			t.Errorf("it comes %s after the freeze, with a group_wait of %s", d.at.Sub(frozen.get()), wait)
 		}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -63,4 +64,21 @@ receivers: [{name: people, webhook_configs: [{url: "` + hook.url + `"}]}]
 	tl.between(30*time.Second, 38*time.Second, "whole again", see(whole))
 	tl.always(24*time.Second, 38*time.Second, "no third notification", hook.atMost(2, second, "firing"))
 	tl.run()
+}
+
+// stockAlertmanager is Debian's in a zone, or on a loopback address, at the usual ports; it returns its URL.
+func stockAlertmanager(t *testing.T, z *zone, host, dir, name, config string, flags ...string) (*process, string) {
+	t.Helper()
+	write(t, dir, name+"/alertmanager.yml", config)
+	p := startIn(t, z, dir, "alertmanager-"+name, "prometheus-alertmanager", append([]string{
+		"--config.file=" + name + "/alertmanager.yml", "--storage.path=" + name + "/data",
+		"--web.listen-address=" + host + ":9093", "--cluster.listen-address=" + host + ":9094",
+		"--cluster.settle-timeout=5s", "--cluster.reconnect-interval=1s"}, flags...)...)
+	u := "http://" + host + ":9093"
+	eventually(t, 30*time.Second, "alertmanager "+name+" is ready", func() error {
+		p.alive()
+		_, err := quickly(http.MethodGet, u+"/-/ready", "", "")
+		return err
+	})
+	return p, u
 }

@@ -98,11 +98,14 @@ func (p *peers) stop() {
 	p.jobs.Wait()
 }
 
-// others are all replicas that speak this protocol. One that the mesh holds dead is among them: it may be slow only.
+// askDeadFor is how long a replica that the mesh holds dead is asked all the same: it may be slow only.
+const askDeadFor = 10 * time.Minute
+
+// others are all replicas that speak this protocol.
 func (p *peers) others() []other {
 	var out []other
 	for _, m := range p.mesh.Members() {
-		if !m.Self && m.Card.GRPC != "" {
+		if !m.Self && m.Card.GRPC != "" && (m.Alive || time.Since(m.Since) < askDeadFor) {
 			out = append(out, other{m.Name, m.Alive})
 		}
 	}

@@ -22,13 +22,14 @@ type memberAnswer struct {
 	Started      time.Time `json:"started,omitzero"`
 	Completeness float64   `json:"completeness"`
 	Alive        bool      `json:"alive"`
+	Left         bool      `json:"left"`
 	Self         bool      `json:"self"`
 	RTT          float64   `json:"rtt_seconds"`
 	ClockSkew    float64   `json:"clock_skew_seconds"`
 	LastContact  time.Time `json:"last_contact,omitzero"`
 }
 
-// Handler answers a GET with the cluster's name and its members, those that left or died in the last ten minutes too.
+// Handler answers a GET with the cluster's name and its members, those that left or died in the last day too.
 func (m *Mesh) Handler() http.Handler { return Serve(m.cluster, m.Members) }
 
 // Serve answers as Handler does, for a replica that has no mesh.
@@ -44,7 +45,7 @@ func Serve(name string, members func() []Member) http.Handler {
 			a.Members = append(a.Members, memberAnswer{
 				Name: e.Name, Zone: e.Card.Zone, Address: e.Address, HTTP: e.Card.HTTP, GRPC: e.Card.GRPC,
 				Version: e.Card.Version, Started: e.Card.Started, Completeness: e.Card.Completeness,
-				Alive: e.Alive, Self: e.Self,
+				Alive: e.Alive, Left: e.Left, Self: e.Self,
 				RTT: e.RTT.Seconds(), ClockSkew: e.ClockSkew.Seconds(), LastContact: e.LastContact.UTC(),
 			})
 		}

@@ -14,8 +14,9 @@ import (
 	"github.com/prometheus/alertmanager/cluster"
 )
 
-// keepDead is how long a member that left or died is still shown.
-const keepDead = 10 * time.Minute
+// keepDead is how long a member that left or died is still shown: whoever is on call in the morning wants to see what
+// happened in the night.
+const keepDead = 24 * time.Hour
 
 // skewSamples is how many pings the clock skew is taken from: that with the shortest way tells it best.
 const skewSamples = 8
@@ -27,7 +28,9 @@ type Member struct {
 	Address string
 	Alive   bool
 	Self    bool
-	Card    Card
+	// Left says of a member that is not alive that it was stopped, and did not die.
+	Left bool
+	Card Card
 	// RTT is the time of the last ping, there and back. ClockSkew is how far its clock is ahead of ours. Both are 0 as
 	// long as they are not known.
 	RTT, ClockSkew time.Duration
@@ -70,6 +73,8 @@ type entry struct {
 	Member
 	node  memberlist.Node
 	skews []skewSample
+	// leaving is when it said goodbye.
+	leaving time.Time
 }
 
 type skewSample struct{ rtt, skew time.Duration }
@@ -123,13 +128,13 @@ func (t *table) alive(n *memberlist.Node, now time.Time) {
 		t.members[n.Name] = e
 	}
 	e.node = copyNode(n)
-	e.Name, e.Address, e.Card, e.Alive = n.Name, n.Address(), card, true
+	e.Name, e.Address, e.Card, e.Alive, e.Left = n.Name, n.Address(), card, true, false
 	e.Self = n.Name == t.self
 	if e.Self {
 		return
 	}
 	if isNew {
-		e.Since, e.RTT, e.ClockSkew, e.skews = now, 0, 0, nil
+		e.Since, e.RTT, e.ClockSkew, e.skews, e.leaving = now, 0, 0, nil, time.Time{}
 		t.tell(joined, e)
 		return
 	}
@@ -146,7 +151,17 @@ func (t *table) gone(n *memberlist.Node, now time.Time) {
 		return
 	}
 	e.Alive, e.Since = false, now
+	e.Left = now.Sub(e.leaving) < leaveTimeout+time.Minute
 	t.tell(gone, e)
+}
+
+// leaving notes that a member says goodbye; memberlist tells a leave and a death alike.
+func (t *table) leaving(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.members[name]; e != nil && !e.Self {
+		e.leaving = time.Now()
+	}
 }
 
 // ponged notes the answer to a ping. theirs is the member's clock, zero if it did not tell.

@@ -36,8 +36,8 @@ const (
 	probeInterval  = 500 * time.Millisecond
 	probeTimeout   = 250 * time.Millisecond
 	gossipInterval = 100 * time.Millisecond
-	// leaveTimeout bounds how long telling the others that we leave may take.
-	leaveTimeout = 3 * time.Second
+	// leaveTimeout bounds how long telling the others that we leave may take, and byeTimeout the first part of it.
+	leaveTimeout, byeTimeout = 3 * time.Second, 500 * time.Millisecond
 	// maxQueue bounds the changes that wait to be sent.
 	maxQueue = 4096
 )
@@ -171,6 +171,7 @@ func New(opts Options) (_ *Mesh, err error) {
 	}
 	m.seeds = newSeeds(cfg.Cluster.Peers, nil, config.DefaultGossipPort)
 	m.table = newTable(Member{Name: m.name, Address: m.wire.advertise.String(), Card: m.card, Since: m.card.Started})
+	m.states.leaving = m.table.leaving
 	m.queue = &memberlist.TransmitLimitedQueue{NumNodes: m.table.countAlive, RetransmitMult: 4}
 	m.join = newJoiner(m)
 	m.metrics.watch(opts.Registerer, m)
@@ -291,8 +292,13 @@ func (m *Mesh) Run(ctx context.Context) error {
 	if m.conflicts.open(time.Now()) {
 		// The others would take the one who stays for the one who leaves.
 		m.logger.Warn("the others are not told that this replica leaves, because another has its name")
-	} else if leaveErr := list.Leave(leaveTimeout); leaveErr != nil {
-		m.logger.Warn("the others could not be told that this replica leaves; they will find out", "err", leaveErr)
+	} else {
+		bye, done := context.WithTimeout(context.WithoutCancel(ctx), byeTimeout)
+		m.goodbye(bye, list)
+		done()
+		if leaveErr := list.Leave(leaveTimeout - byeTimeout); leaveErr != nil {
+			m.logger.Warn("the others could not be told that this replica leaves; they will find out", "err", leaveErr)
+		}
 	}
 	stopRPC()
 	return errors.Join(err, <-served, m.shutdown(list))

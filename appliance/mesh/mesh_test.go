@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -120,8 +121,12 @@ func TestThreeFormAMesh(t *testing.T) {
 			if n := a.value("tocsin_mesh_member_up", "member", "b"); n != 0 {
 				t.Errorf("tocsin_mesh_member_up of b = %v", n)
 			}
-			if n := len(a.Members()); n != 3 {
-				t.Errorf("%d members shown, also the dead ones are to be", n)
+			left := map[string]bool{}
+			for _, m := range a.Members() {
+				left[m.Name] = m.Left
+			}
+			if want := map[string]bool{"a": false, "b": false, "c": true}; !maps.Equal(left, want) {
+				t.Errorf("who left, and who did not: %v, want %v", left, want)
 			}
 		})
 	}

@@ -25,10 +25,18 @@ type nameServer struct {
 func startNameServer(t *testing.T, records ...string) *nameServer {
 	t.Helper()
 	n := &nameServer{records: records}
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	require.NoError(t, err)
-	listener, err := net.Listen("tcp", conn.LocalAddr().String()) // Large answers come by TCP.
-	require.NoError(t, err)
+	var conn net.PacketConn
+	var listener net.Listener
+	for range 50 { // A port that is free for UDP may be in use for TCP.
+		var err error
+		conn, err = net.ListenPacket("udp", "127.0.0.1:0")
+		require.NoError(t, err)
+		if listener, err = net.Listen("tcp", conn.LocalAddr().String()); err == nil { // Large answers come by TCP.
+			break
+		}
+		require.NoError(t, conn.Close())
+	}
+	require.NotNil(t, listener)
 	n.address = conn.LocalAddr().String()
 	for _, s := range []*dns.Server{{PacketConn: conn, Handler: n}, {Listener: listener, Handler: n}} {
 		started, done := make(chan struct{}), make(chan error, 1)

@@ -32,13 +32,17 @@ type states struct {
 	metrics  *metrics
 	refusals *refusals
 	quiet    limiter
+	// leaving is called with the name of a member that says goodbye.
+	leaving func(member string)
 
 	mu    sync.RWMutex
 	byKey map[string]cluster.State
 }
 
 func newStates(logger *slog.Logger, m *metrics, r *refusals) *states {
-	return &states{logger: logger, metrics: m, refusals: r, byKey: map[string]cluster.State{}}
+	return &states{
+		logger: logger, metrics: m, refusals: r, leaving: func(string) {}, byKey: map[string]cluster.State{},
+	}
 }
 
 func (s *states) add(key string, state cluster.State) {
@@ -133,6 +137,10 @@ func (s *states) mergePart(b []byte) {
 	var p clusterpb.Part
 	if err := proto.Unmarshal(b, &p); err != nil {
 		s.refuse("", reject(reasonMalformed, "a change of a state is malformed: %v", err))
+		return
+	}
+	if p.Key == keyLeaving {
+		s.leaving(printable(string(p.Data), maxNameBytes))
 		return
 	}
 	s.merge(p.Key, p.Data)

@@ -2,9 +2,12 @@ package mesh
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"github.com/prometheus/alertmanager/cluster/clusterpb"
+	"google.golang.org/protobuf/proto"
 )
 
 // announce sends our card when it has changed, at most once in two seconds.
@@ -21,6 +24,31 @@ func (m *Mesh) announce(ctx context.Context, list *memberlist.Memberlist) {
 		if !wait(ctx, 2*time.Second) {
 			return
 		}
+	}
+}
+
+// keyLeaving is a change of no state: the member that it names says goodbye. Stock Alertmanagers leave it aside.
+const keyLeaving = "tocsin/leaving"
+
+// goodbye tells every replica that this one is being stopped, so that nobody takes it for dead. It is a courtesy, and
+// bounded by ctx.
+func (m *Mesh) goodbye(ctx context.Context, list *memberlist.Memberlist) {
+	b, err := proto.Marshal(&clusterpb.Part{Key: keyLeaving, Data: []byte(m.name)})
+	if err != nil {
+		return
+	}
+	sent := make(chan struct{})
+	m.jobs.Go(func() {
+		defer close(sent)
+		var jobs sync.WaitGroup
+		for _, n := range m.table.others() {
+			jobs.Go(func() { _ = list.SendReliable(n, b) }) // It will find out.
+		}
+		jobs.Wait()
+	})
+	select {
+	case <-sent:
+	case <-ctx.Done():
 	}
 }
 
@@ -72,7 +100,11 @@ func (m *Mesh) told(c change) bool {
 	case gone:
 		m.metrics.left.Inc()
 		m.metrics.up.WithLabelValues(e.Name).Set(0)
-		m.logger.Warn("a member left the mesh or died", attrs...)
+		if e.Left {
+			m.logger.Info("a member left the mesh", attrs...)
+		} else {
+			m.logger.Warn("a member died, or cannot be reached", attrs...)
+		}
 		m.join.lost(e.Address)
 	case updated:
 		m.metrics.updated.Inc()
