@@ -238,7 +238,8 @@ func quoted(all []string) string {
 func (r *replica) start() *replica {
 	c := r.cluster
 	c.t.Helper()
-	p := startIn(c.t, r.zone(), r.dir, "tocsin-"+r.name, tocsinBinary, "run", "--config.file=tocsin.yml", "--storage.path=data",
+	p := startIn(c.t, r.zone(), r.dir, "tocsin-"+r.name, tocsinBinary, "run",
+		"--config.file=tocsin.yml", "--storage.path=data",
 		"--web.listen-address="+r.host+":9090", "--alertmanager.listen-address="+r.host+":9093",
 		"--cluster.listen-address="+r.host+":9094", "--grpc.listen-address="+r.host+":10901",
 		"--storage.remote.flush-deadline=1s")

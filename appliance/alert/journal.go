@@ -129,6 +129,9 @@ func (j *journal) add(b []byte) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	_, err := j.f.Write(rec)
+	if errors.Is(err, os.ErrClosed) {
+		return // The process stops and the last snapshot is written: what still comes by gossip, the others have.
+	}
 	if err == nil && j.fsync {
 		err = j.f.Sync()
 	}

@@ -4,12 +4,11 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -67,7 +66,7 @@ func (l *notificationLog) Log(r *nflogpb.Receiver, group string, firing, resolve
 	key, now := keyOf(group, r), time.Now()
 	l.remember(key, sent{at: now, content: content(firing, resolved)})
 	if prev := l.entry(key); prev != nil && !prev.GetTimestamp().AsTime().Before(now) {
-		data := prev.GetReceiverData()
+		data := withChain(prev.GetReceiverData(), store)
 		prev = &nflogpb.Entry{
 			Receiver: r, GroupKey: []byte(group), FiringAlerts: firing, ResolvedAlerts: resolved, ReceiverData: data,
 			Timestamp: timestamppb.New(prev.GetTimestamp().AsTime().Add(time.Millisecond)),
@@ -85,6 +84,18 @@ func (l *notificationLog) Log(r *nflogpb.Receiver, group string, firing, resolve
 		return fmt.Errorf("note what was sent to %s: %w", key, err)
 	}
 	return nil
+}
+
+// withChain is what receivers keep with an entry, with the idempotency key of the newest notification.
+func withChain(data map[string]*nflogpb.ReceiverDataValue, store *nflog.Store) map[string]*nflogpb.ReceiverDataValue {
+	out := map[string]*nflogpb.ReceiverDataValue{}
+	maps.Copy(out, data)
+	if store != nil {
+		if key, ok := store.GetStr(chain); ok {
+			out[chain] = &nflogpb.ReceiverDataValue{Value: &nflogpb.ReceiverDataValue_StrVal{StrVal: key}}
+		}
+	}
+	return out
 }
 
 // Merge takes what other replicas have sent.
@@ -174,20 +185,6 @@ func content(firing, resolved []uint64) [sha256.Size]byte {
 		_ = binary.Write(h, binary.BigEndian, sorted)
 	}
 	return [sha256.Size]byte(h.Sum(nil))
-}
-
-// idempotencyKey is the same on every replica that sends the same notification: it is made of the receiver, the group,
-// and of its alerts with the time that each began. What repeats a notification after the repeat interval has a key of
-// its own, made of when the last one was sent.
-func idempotencyKey(key turnKey, repeats *timestamppb.Timestamp, alerts []*alert.Alert) string {
-	lines := make([]string, 0, len(alerts))
-	for _, a := range alerts {
-		lines = append(lines, fmt.Sprintf("%016x %t %d", hashLabels(a), a.Resolved(), a.StartsAt.UnixMilli()))
-	}
-	slices.Sort(lines)
-	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%d\n%s", key, repeats.AsTime().UnixMilli(), strings.Join(lines, "\n"))
-	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // hashLabels is how upstream's notification log names an alert: xxhash of its labels in order, each name and value

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/model"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -153,26 +154,73 @@ func (always) SendResolved() bool { return true }
 
 // TestIdempotencyKey holds that the same notification has the same key wherever it is sent, and no other has it.
 func TestIdempotencyKey(t *testing.T) {
-	key := keyOf("g", testReceiver)
-	base := idempotencyKey(key, nil, alerts("a", "b"))
-	if again := idempotencyKey(key, nil, alerts("b", "a")); again != base {
-		t.Error("the order of the alerts changes the key")
+	key, now := keyOf("g", testReceiver), time.Unix(7200, 0)
+	of := func(last string, at time.Time, as []*alert.Alert) string {
+		return idempotencyKey(key, last, at, time.Hour, as)
+	}
+	base, next := of("", now, alerts("a", "b")), of("x", now, alerts("a", "b"))
+	seenLater := alerts("b", "a")
+	seenLater[0].StartsAt = time.UnixMilli(3000)
+	if again := of("", now.Add(time.Minute), seenLater); again != base {
+		t.Error("another replica, which sends a minute later, has another key")
+	}
+	if again := of("x", now.Add(24*time.Hour), seenLater); again != next {
+		t.Error("another replica has another key for what follows the same notification")
 	}
 	resolved := alerts("a", "b")
 	resolved[0].EndsAt = time.UnixMilli(2000)
-	refired := alerts("a", "b")
-	refired[0].StartsAt = time.UnixMilli(3000)
 	for name, other := range map[string]string{
-		"one more alert":      idempotencyKey(key, nil, alerts("a", "b", "c")),
-		"one resolved":        idempotencyKey(key, nil, resolved),
-		"fires again":         idempotencyKey(key, nil, refired),
-		"a repeat":            idempotencyKey(key, timestamppb.New(time.UnixMilli(5000)), alerts("a", "b")),
-		"a later repeat":      idempotencyKey(key, timestamppb.New(time.UnixMilli(6000)), alerts("a", "b")),
-		"another receiver":    idempotencyKey(keyOf("g", &nflogpb.Receiver{GroupName: "other"}), nil, alerts("a", "b")),
-		"another alert group": idempotencyKey(keyOf("h", testReceiver), nil, alerts("a", "b")),
+		"one more alert":      of("", now, alerts("a", "b", "c")),
+		"one resolved":        of("", now, resolved),
+		"after another":       next,
+		"after yet another":   of("y", now, alerts("a", "b")),
+		"long after":          of("", now.Add(2*time.Hour), alerts("a", "b")),
+		"another receiver":    idempotencyKey(keyOf("g", &nflogpb.Receiver{GroupName: "other"}), "", now, time.Hour, alerts("a", "b")),
+		"another alert group": idempotencyKey(keyOf("h", testReceiver), "", now, time.Hour, alerts("a", "b")),
 	} {
 		if other == base {
 			t.Errorf("%s has the same key", name)
+		}
+	}
+}
+
+// TestKeysAreChained holds that the log carries the key that the next one is made of, also where the clock is behind.
+func TestKeysAreChained(t *testing.T) {
+	l := newTestLog(t)
+	dedup := notify.NewDedupStage(always{}, l, testReceiver)
+	logged := notify.NewSetNotifiesStage(l, testReceiver)
+	seen := map[string]bool{}
+	as := alerts("x")
+	for i := range 4 {
+		as[0].EndsAt = time.Time{}
+		if i%2 == 1 {
+			as[0].EndsAt = time.Now().Add(-time.Second)
+		}
+		ctx := notify.WithRepeatInterval(notify.WithGroupKey(t.Context(), "g"), time.Hour)
+		var err error
+		for _, s := range []notify.Stage{dedup, keyStage{l, testReceiver}, logged} {
+			if ctx, _, err = s.Exec(ctx, slog.New(slog.DiscardHandler), as...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		key, _ := ctx.Value(idempotencyContext{}).(string)
+		if key == "" || seen[key] {
+			t.Errorf("notification %d has the key %q, and before it there were %v", i, key, seen)
+		}
+		seen[key] = true
+		if got := l.entry(keyOf("g", testReceiver)).GetReceiverData()[chain].GetStrVal(); got != key {
+			t.Errorf("the log has the key %q after %q was sent", got, key)
+		}
+		if i == 1 { // Another replica whose clock is ahead has sent the same.
+			e := proto.Clone(l.entry(keyOf("g", testReceiver))).(*nflogpb.Entry)
+			e.Timestamp = timestamppb.New(time.Now().Add(time.Minute))
+			b, err := encodeEntry(e, time.Now().Add(time.Hour))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Merge(b); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/prometheus/common/model"
@@ -31,16 +30,18 @@ type peers struct {
 	relay *relay
 	log   *notificationLog
 
+	asks   *batches[asking]
+	passes *batches[turnKey]
 	change chan struct{}
 	ctx    context.Context
 	cancel context.CancelFunc
-	jobs   sync.WaitGroup // Calls that nobody waits for.
 }
 
 // meet joins this replica's Alertmanager to the others'. It is for a mesh with a key: nobody else may deliver alerts.
 func (a *Alert) meet() {
 	p := &peers{mesh: a.opts.Mesh, log: a.log, change: make(chan struct{}, 1)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.asks, p.passes = newBatches(p.sendAsks), newBatches(p.sendPasses)
 	a.turns = newTurns(a.opts.Mesh.Name(), p, a.logger, a.metrics.turns)
 	a.relay = &relay{
 		self: a.opts.Mesh.Name(), incarnation: incarnation(a.opts.Mesh), mesh: a.opts.Mesh,
@@ -95,7 +96,8 @@ func (p *peers) drain() {
 func (p *peers) stop() {
 	p.cancel()
 	p.relay.stop()
-	p.jobs.Wait()
+	p.asks.wait()
+	p.passes.wait()
 }
 
 // askDeadFor is how long a replica that the mesh holds dead is asked all the same: it may be slow only.
@@ -120,32 +122,79 @@ func (p *peers) client(member string) (peerspb.PeersClient, error) {
 	return peerspb.NewPeersClient(conn), nil
 }
 
+// ask waits for the answer to one key; many are asked in one call.
 func (p *peers) ask(ctx context.Context, member string, key turnKey) (granted bool, err error) {
-	c, err := p.client(member)
-	if err != nil {
-		return false, err
+	reply := make(chan answered, 1)
+	p.asks.add(member, asking{key, reply})
+	select {
+	case a := <-reply:
+		return a.granted, a.err
+	case <-ctx.Done():
+		return false, fmt.Errorf("ask replica %s for the turn: %w", member, ctx.Err())
 	}
-	reply, err := c.Ask(ctx, &peerspb.AskRequest{Key: key.proto()})
-	if err != nil {
-		return false, fmt.Errorf("ask replica %s for the turn: %w", member, err)
-	}
-	return reply.GetGranted(), p.merge(reply.GetEntry())
 }
 
-func (p *peers) pass(member string, key turnKey) {
-	p.jobs.Go(func() {
-		ctx, cancel := context.WithTimeout(p.ctx, askTimeout)
-		defer cancel()
-		c, err := p.client(member)
-		if err != nil {
-			return // It asks again by itself.
+// asking is a question that waits to be sent with others.
+type asking struct {
+	key   turnKey
+	reply chan<- answered
+}
+
+type answered struct {
+	granted bool
+	err     error
+}
+
+func (p *peers) sendAsks(member string, batch []asking) {
+	ctx, cancel := context.WithTimeout(p.ctx, askTimeout)
+	defer cancel()
+	answers, err := p.askAll(ctx, member, batch)
+	for i, q := range batch {
+		a := answered{err: err}
+		if err == nil {
+			a = answered{answers[i].GetGranted(), p.merge(answers[i].GetEntry())}
 		}
+		q.reply <- a
+	}
+}
+
+func (p *peers) askAll(ctx context.Context, member string, batch []asking) ([]*peerspb.Answer, error) {
+	c, err := p.client(member)
+	if err != nil {
+		return nil, err
+	}
+	req := &peerspb.AskRequest{}
+	for _, q := range batch {
+		req.Keys = append(req.Keys, q.key.proto())
+	}
+	reply, err := c.Ask(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("ask replica %s for the turn: %w", member, err)
+	}
+	if len(reply.GetAnswers()) != len(batch) {
+		return nil, fmt.Errorf("replica %s answered %d of %d questions", member, len(reply.GetAnswers()), len(batch))
+	}
+	return reply.GetAnswers(), nil
+}
+
+func (p *peers) pass(member string, key turnKey) { p.passes.add(member, key) }
+
+func (p *peers) sendPasses(member string, batch []turnKey) {
+	ctx, cancel := context.WithTimeout(p.ctx, askTimeout)
+	defer cancel()
+	c, err := p.client(member)
+	if err != nil {
+		return // It asks again by itself.
+	}
+	req := &peerspb.PassRequest{}
+	for _, key := range batch {
 		entry, err := p.log.encoded(key)
 		if err != nil {
 			entry = nil // Gossip brings it.
 		}
-		_, _ = c.Pass(ctx, &peerspb.PassRequest{Key: key.proto(), Entry: entry}) // As above.
-	})
+		req.Turns = append(req.Turns, &peerspb.Turn{Key: key.proto(), Entry: entry})
+	}
+	_, _ = c.Pass(ctx, req) // As above.
 }
 
 func (p *peers) deliver(ctx context.Context, member string, s *peerspb.Statements) error {
@@ -181,27 +230,38 @@ func (p *peers) Ask(ctx context.Context, r *peerspb.AskRequest) (*peerspb.AskRep
 	if !ok {
 		return nil, status.Error(codes.Unauthenticated, "the caller has no name")
 	}
-	key, err := keyFrom(r.GetKey())
-	if err != nil {
-		return nil, err
+	keys := r.GetKeys()
+	if len(keys) > maxBatch {
+		return nil, status.Errorf(codes.InvalidArgument, "%d turns, of which at most %d are asked for at once", len(keys), maxBatch)
 	}
-	reply := &peerspb.AskReply{Granted: p.turns.asked(from, key)}
-	if reply.Entry, err = p.log.encoded(key); err != nil {
-		return nil, status.Error(codes.Internal, err.Error())
+	reply := &peerspb.AskReply{}
+	for _, k := range keys {
+		key, err := keyFrom(k)
+		if err != nil {
+			return nil, err
+		}
+		a := &peerspb.Answer{Granted: p.turns.asked(from, key)}
+		// After the answer: what was sent before it is in.
+		if a.Entry, err = p.log.encoded(key); err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		reply.Answers = append(reply.Answers, a)
 	}
 	return reply, nil
 }
 
-// Pass wakes a notification that waits for another replica.
+// Pass wakes notifications that wait for another replica.
 func (p *peers) Pass(_ context.Context, r *peerspb.PassRequest) (*peerspb.Passed, error) {
-	key, err := keyFrom(r.GetKey())
-	if err != nil {
-		return nil, err
+	for _, t := range r.GetTurns() {
+		key, err := keyFrom(t.GetKey())
+		if err != nil {
+			return nil, err
+		}
+		if err := p.merge(t.GetEntry()); err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		p.turns.passed(key)
 	}
-	if err := p.merge(r.GetEntry()); err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
-	p.turns.passed(key)
 	return &peerspb.Passed{}, nil
 }
 

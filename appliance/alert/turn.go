@@ -148,14 +148,18 @@ func (t *turns) take(ctx context.Context, key turnKey) (context.Context, *turn, 
 			}
 			return held, own, nil
 		}
-		yielded := own.yielded
 		t.mu.Unlock()
 		for _, name := range round.refused {
 			behind[name] = true
 		}
-		pause := retryRefused
-		if len(round.refused) == 0 && !yielded {
+		var pause time.Duration
+		switch {
+		case len(round.refused) > 0:
+			pause = retryRefused
+		case len(round.unanswered) > 0:
 			pause = retryUnanswered
+		default:
+			// We let another one go first, which does not know that we wait for it: it has to be asked for that.
 		}
 		timer := time.NewTimer(pause)
 		select {

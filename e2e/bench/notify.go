@@ -312,8 +312,8 @@ func (b *bench) groupsOf(ctx context.Context, name string, replicas int) (g grou
 		return g, err
 	}
 	g.cpuFiring = (cpuFired - cpuBefore).Seconds()
-	// What comes in the first interval is counted with the firing ones: the groups are still being flushed.
-	if g.fired, err = g.sample(ctx, r, p.groupInterval); err != nil {
+	// Until all replicas have had their turn, what comes is counted with the firing ones.
+	if g.fired, err = g.sample(ctx, r, max(p.groupInterval, b.quiet(replicas))); err != nil {
 		return g, err
 	}
 	g.firing = count(r.hook.take(), n, true)

@@ -288,9 +288,10 @@ func (x *Key) GetIndex() uint32 {
 	return 0
 }
 
+// AskRequest is what many notifications ask at once: a storm of alerts would drown in single calls.
 type AskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Keys          []*Key                 `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -325,20 +326,17 @@ func (*AskRequest) Descriptor() ([]byte, []int) {
 	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *AskRequest) GetKey() *Key {
+func (x *AskRequest) GetKeys() []*Key {
 	if x != nil {
-		return x.Key
+		return x.Keys
 	}
 	return nil
 }
 
+// AskReply has an answer for each key, in the order of the keys.
 type AskReply struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether the asked replica lets the caller go first.
-	Granted bool `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"`
-	// What the asked replica's notification log has for the key, as Alertmanager's MeshEntry with its length before
-	// it; empty where it has nothing.
-	Entry         []byte `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answers       []*Answer              `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -373,14 +371,62 @@ func (*AskReply) Descriptor() ([]byte, []int) {
 	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *AskReply) GetGranted() bool {
+func (x *AskReply) GetAnswers() []*Answer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+type Answer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the asked replica lets the caller go first.
+	Granted bool `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"`
+	// What the asked replica's notification log has for the key, as Alertmanager's MeshEntry with its length before
+	// it; empty where it has nothing.
+	Entry         []byte `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Answer) GetGranted() bool {
 	if x != nil {
 		return x.Granted
 	}
 	return false
 }
 
-func (x *AskReply) GetEntry() []byte {
+func (x *Answer) GetEntry() []byte {
 	if x != nil {
 		return x.Entry
 	}
@@ -388,17 +434,15 @@ func (x *AskReply) GetEntry() []byte {
 }
 
 type PassRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Key   *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// As in AskReply, after what was sent.
-	Entry         []byte `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Turns         []*Turn                `protobuf:"bytes,1,rep,name=turns,proto3" json:"turns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PassRequest) Reset() {
 	*x = PassRequest{}
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +454,7 @@ func (x *PassRequest) String() string {
 func (*PassRequest) ProtoMessage() {}
 
 func (x *PassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,17 +467,64 @@ func (x *PassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PassRequest.ProtoReflect.Descriptor instead.
 func (*PassRequest) Descriptor() ([]byte, []int) {
-	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{6}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *PassRequest) GetKey() *Key {
+func (x *PassRequest) GetTurns() []*Turn {
+	if x != nil {
+		return x.Turns
+	}
+	return nil
+}
+
+// Turn is one that is over.
+type Turn struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// As in Answer, after what was sent.
+	Entry         []byte `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Turn) Reset() {
+	*x = Turn{}
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Turn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Turn) ProtoMessage() {}
+
+func (x *Turn) ProtoReflect() protoreflect.Message {
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Turn.ProtoReflect.Descriptor instead.
+func (*Turn) Descriptor() ([]byte, []int) {
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Turn) GetKey() *Key {
 	if x != nil {
 		return x.Key
 	}
 	return nil
 }
 
-func (x *PassRequest) GetEntry() []byte {
+func (x *Turn) GetEntry() []byte {
 	if x != nil {
 		return x.Entry
 	}
@@ -448,7 +539,7 @@ type Passed struct {
 
 func (x *Passed) Reset() {
 	*x = Passed{}
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +551,7 @@ func (x *Passed) String() string {
 func (*Passed) ProtoMessage() {}
 
 func (x *Passed) ProtoReflect() protoreflect.Message {
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +564,7 @@ func (x *Passed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Passed.ProtoReflect.Descriptor instead.
 func (*Passed) Descriptor() ([]byte, []int) {
-	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{7}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{9}
 }
 
 var File_appliance_alert_peerspb_peers_proto protoreflect.FileDescriptor
@@ -510,14 +601,18 @@ const file_appliance_alert_peerspb_peers_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1a\n" +
 	"\breceiver\x18\x02 \x01(\tR\breceiver\x12 \n" +
 	"\vintegration\x18\x03 \x01(\tR\vintegration\x12\x14\n" +
-	"\x05index\x18\x04 \x01(\rR\x05index\"4\n" +
+	"\x05index\x18\x04 \x01(\rR\x05index\"6\n" +
 	"\n" +
-	"AskRequest\x12&\n" +
-	"\x03key\x18\x01 \x01(\v2\x14.tocsin.alert.v1.KeyR\x03key\":\n" +
-	"\bAskReply\x12\x18\n" +
+	"AskRequest\x12(\n" +
+	"\x04keys\x18\x01 \x03(\v2\x14.tocsin.alert.v1.KeyR\x04keys\"=\n" +
+	"\bAskReply\x121\n" +
+	"\aanswers\x18\x01 \x03(\v2\x17.tocsin.alert.v1.AnswerR\aanswers\"8\n" +
+	"\x06Answer\x12\x18\n" +
 	"\agranted\x18\x01 \x01(\bR\agranted\x12\x14\n" +
-	"\x05entry\x18\x02 \x01(\fR\x05entry\"K\n" +
-	"\vPassRequest\x12&\n" +
+	"\x05entry\x18\x02 \x01(\fR\x05entry\":\n" +
+	"\vPassRequest\x12+\n" +
+	"\x05turns\x18\x01 \x03(\v2\x15.tocsin.alert.v1.TurnR\x05turns\"D\n" +
+	"\x04Turn\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.tocsin.alert.v1.KeyR\x03key\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\fR\x05entry\"\b\n" +
 	"\x06Passed2\xc9\x01\n" +
@@ -538,7 +633,7 @@ func file_appliance_alert_peerspb_peers_proto_rawDescGZIP() []byte {
 	return file_appliance_alert_peerspb_peers_proto_rawDescData
 }
 
-var file_appliance_alert_peerspb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_appliance_alert_peerspb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_appliance_alert_peerspb_peers_proto_goTypes = []any{
 	(*Statement)(nil),   // 0: tocsin.alert.v1.Statement
 	(*Statements)(nil),  // 1: tocsin.alert.v1.Statements
@@ -546,28 +641,32 @@ var file_appliance_alert_peerspb_peers_proto_goTypes = []any{
 	(*Key)(nil),         // 3: tocsin.alert.v1.Key
 	(*AskRequest)(nil),  // 4: tocsin.alert.v1.AskRequest
 	(*AskReply)(nil),    // 5: tocsin.alert.v1.AskReply
-	(*PassRequest)(nil), // 6: tocsin.alert.v1.PassRequest
-	(*Passed)(nil),      // 7: tocsin.alert.v1.Passed
-	nil,                 // 8: tocsin.alert.v1.Statement.LabelsEntry
-	nil,                 // 9: tocsin.alert.v1.Statement.AnnotationsEntry
+	(*Answer)(nil),      // 6: tocsin.alert.v1.Answer
+	(*PassRequest)(nil), // 7: tocsin.alert.v1.PassRequest
+	(*Turn)(nil),        // 8: tocsin.alert.v1.Turn
+	(*Passed)(nil),      // 9: tocsin.alert.v1.Passed
+	nil,                 // 10: tocsin.alert.v1.Statement.LabelsEntry
+	nil,                 // 11: tocsin.alert.v1.Statement.AnnotationsEntry
 }
 var file_appliance_alert_peerspb_peers_proto_depIdxs = []int32{
-	8, // 0: tocsin.alert.v1.Statement.labels:type_name -> tocsin.alert.v1.Statement.LabelsEntry
-	9, // 1: tocsin.alert.v1.Statement.annotations:type_name -> tocsin.alert.v1.Statement.AnnotationsEntry
-	0, // 2: tocsin.alert.v1.Statements.statements:type_name -> tocsin.alert.v1.Statement
-	3, // 3: tocsin.alert.v1.AskRequest.key:type_name -> tocsin.alert.v1.Key
-	3, // 4: tocsin.alert.v1.PassRequest.key:type_name -> tocsin.alert.v1.Key
-	1, // 5: tocsin.alert.v1.Peers.Deliver:input_type -> tocsin.alert.v1.Statements
-	4, // 6: tocsin.alert.v1.Peers.Ask:input_type -> tocsin.alert.v1.AskRequest
-	6, // 7: tocsin.alert.v1.Peers.Pass:input_type -> tocsin.alert.v1.PassRequest
-	2, // 8: tocsin.alert.v1.Peers.Deliver:output_type -> tocsin.alert.v1.Delivered
-	5, // 9: tocsin.alert.v1.Peers.Ask:output_type -> tocsin.alert.v1.AskReply
-	7, // 10: tocsin.alert.v1.Peers.Pass:output_type -> tocsin.alert.v1.Passed
-	8, // [8:11] is the sub-list for method output_type
-	5, // [5:8] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	10, // 0: tocsin.alert.v1.Statement.labels:type_name -> tocsin.alert.v1.Statement.LabelsEntry
+	11, // 1: tocsin.alert.v1.Statement.annotations:type_name -> tocsin.alert.v1.Statement.AnnotationsEntry
+	0,  // 2: tocsin.alert.v1.Statements.statements:type_name -> tocsin.alert.v1.Statement
+	3,  // 3: tocsin.alert.v1.AskRequest.keys:type_name -> tocsin.alert.v1.Key
+	6,  // 4: tocsin.alert.v1.AskReply.answers:type_name -> tocsin.alert.v1.Answer
+	8,  // 5: tocsin.alert.v1.PassRequest.turns:type_name -> tocsin.alert.v1.Turn
+	3,  // 6: tocsin.alert.v1.Turn.key:type_name -> tocsin.alert.v1.Key
+	1,  // 7: tocsin.alert.v1.Peers.Deliver:input_type -> tocsin.alert.v1.Statements
+	4,  // 8: tocsin.alert.v1.Peers.Ask:input_type -> tocsin.alert.v1.AskRequest
+	7,  // 9: tocsin.alert.v1.Peers.Pass:input_type -> tocsin.alert.v1.PassRequest
+	2,  // 10: tocsin.alert.v1.Peers.Deliver:output_type -> tocsin.alert.v1.Delivered
+	5,  // 11: tocsin.alert.v1.Peers.Ask:output_type -> tocsin.alert.v1.AskReply
+	9,  // 12: tocsin.alert.v1.Peers.Pass:output_type -> tocsin.alert.v1.Passed
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_appliance_alert_peerspb_peers_proto_init() }
@@ -581,7 +680,7 @@ func file_appliance_alert_peerspb_peers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_appliance_alert_peerspb_peers_proto_rawDesc), len(file_appliance_alert_peerspb_peers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

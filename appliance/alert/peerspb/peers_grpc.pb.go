@@ -36,9 +36,9 @@ type PeersClient interface {
 	// Deliver hands over what the caller has learned about alerts: everything it knows to a replica that has joined, then
 	// what is new. The answer comes once the other replica's Alertmanager has it.
 	Deliver(ctx context.Context, in *Statements, opts ...grpc.CallOption) (*Delivered, error)
-	// Ask asks for the turn to notify.
+	// Ask asks for turns to notify.
 	Ask(ctx context.Context, in *AskRequest, opts ...grpc.CallOption) (*AskReply, error)
-	// Pass tells a replica that was refused the turn that it is free.
+	// Pass tells a replica that was refused turns that they are free.
 	Pass(ctx context.Context, in *PassRequest, opts ...grpc.CallOption) (*Passed, error)
 }
 
@@ -89,9 +89,9 @@ type PeersServer interface {
 	// Deliver hands over what the caller has learned about alerts: everything it knows to a replica that has joined, then
 	// what is new. The answer comes once the other replica's Alertmanager has it.
 	Deliver(context.Context, *Statements) (*Delivered, error)
-	// Ask asks for the turn to notify.
+	// Ask asks for turns to notify.
 	Ask(context.Context, *AskRequest) (*AskReply, error)
-	// Pass tells a replica that was refused the turn that it is free.
+	// Pass tells a replica that was refused turns that they are free.
 	Pass(context.Context, *PassRequest) (*Passed, error)
 	mustEmbedUnimplementedPeersServer()
 }
