@@ -60,7 +60,7 @@ func (q *Query) newAPI() http.Handler {
 	}
 	version := o.Version
 	api := v1.NewAPI(
-		q.engine,
+		q.Engine(),
 		splitQueryable{o.Store, o.Store},
 		app,
 		o.Store,

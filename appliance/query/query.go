@@ -309,7 +309,7 @@ func fill(file string) error {
 }
 
 // Engine answers PromQL for other components.
-func (q *Query) Engine() promql.QueryEngine { return q.engine }
+func (q *Query) Engine() promql.QueryEngine { return bounded{q.engine, q.subqueryStep.Load} }
 
 // Notifications is the list shown by /api/v1/notifications: the appliance adds
 // what the operator should see, such as a reload that was refused.

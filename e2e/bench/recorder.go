@@ -47,7 +47,7 @@ func newRecorder() (*recorder, error) {
 		return nil, fmt.Errorf("listen for notifications: %w", err)
 	}
 	r := &recorder{url: "http://" + ln.Addr().String() + "/", ended: make(chan struct{}), held: -1, caught: make(chan string, 1)}
-	r.server = &http.Server{ReadHeaderTimeout: time.Minute, Handler: r}
+	r.server = &http.Server{ReadHeaderTimeout: time.Minute, IdleTimeout: time.Hour, Handler: r}
 	go func() {
 		_ = r.server.Serve(ln) // ends with ErrServerClosed, by Close
 		close(r.ended)
