@@ -46,7 +46,7 @@ func (a *Alert) meet() {
 	a.relay = &relay{
 		self: a.opts.Mesh.Name(), incarnation: incarnation(a.opts.Mesh), mesh: a.opts.Mesh,
 		logger: a.logger, metrics: a.metrics.relay, put: a.put, send: p.deliver,
-		said: map[model.Fingerprint]map[string]heard{}, queues: map[string]*queue{},
+		said: map[model.Fingerprint]map[string]heard{}, has: map[model.Fingerprint]had{}, queues: map[string]*queue{},
 	}
 	p.turns, p.relay = a.turns, a.relay
 	a.peers = p

@@ -24,6 +24,9 @@ const (
 	keepStatements = 15 * time.Minute
 	// forgetInterval is how often lapsed statements are forgotten.
 	forgetInterval = time.Minute
+	// prolong is by how much an alert must last longer for the Alertmanager to be told: far less than it lasts, and more
+	// than the replicas' messages are apart.
+	prolong = 30 * time.Second
 	// maxStatements bounds what is kept for the others. Beyond it alerts still reach this replica's Alertmanager.
 	maxStatements = 500_000
 	// maxDelivery bounds one delivery from another replica.
@@ -49,9 +52,13 @@ type relay struct {
 	mu     sync.Mutex
 	said   map[model.Fingerprint]map[string]heard
 	count  int
+	has    map[model.Fingerprint]had
 	queues map[string]*queue
 	jobs   sync.WaitGroup
 }
+
+// had is what the Alertmanager was told last of an alert, in milliseconds since the epoch.
+type had struct{ starts, ends int64 }
 
 // queue is what another replica still has to be told: the newest statement of each source about each alert.
 type queue struct {
@@ -69,7 +76,7 @@ type queued struct {
 func (r *relay) say(ctx context.Context, alerts []posted) error {
 	r.ordered.Lock()
 	defer r.ordered.Unlock()
-	return r.put(ctx, r.note(r.statements(r.self, alerts), true))
+	return r.hand(ctx, r.note(r.statements(r.self, alerts), true))
 }
 
 // overheard takes what was posted from outside, and is in this replica's Alertmanager already.
@@ -92,6 +99,18 @@ func (r *relay) statements(source string, alerts []posted) []*peerspb.Statement 
 	return out
 }
 
+// hand gives the Alertmanager what is news to it. It is called with ordered held.
+func (r *relay) hand(ctx context.Context, news []posted) error {
+	err := r.put(ctx, news)
+	if err != nil {
+		// What it did not take, it has to be told again.
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		clear(r.has)
+	}
+	return err
+}
+
 // hear takes what another replica delivers. Its times are moved to this replica's clock: alerts are resolved by time,
 // and clocks differ.
 func (r *relay) hear(ctx context.Context, msg *peerspb.Statements) error {
@@ -112,7 +131,7 @@ func (r *relay) hear(ctx context.Context, msg *peerspb.Statements) error {
 	}
 	r.ordered.Lock()
 	defer r.ordered.Unlock()
-	return r.put(ctx, r.note(statements, false))
+	return r.hand(ctx, r.note(statements, false))
 }
 
 // note keeps what is new of the statements, queues it for the others if it is this replica's to tell, and returns
@@ -152,13 +171,22 @@ func (r *relay) note(statements []*peerspb.Statement, tell bool) []posted {
 	return append(overflow, r.combined(changed, sources, now)...)
 }
 
-// combined is what all sources together say about alerts.
+// combined is what all sources together say about alerts, as far as it is news: three replicas repeat every alert every
+// minute, and each time only prolong it.
 func (r *relay) combined(alerts []model.Fingerprint, sources map[string]source, now time.Time) []posted {
 	out := make([]posted, 0, len(alerts))
 	for _, fp := range alerts {
-		if s, any := combine(r.said[fp], sources, now); any {
-			out = append(out, toPosted(s))
+		s, any := combine(r.said[fp], sources, now)
+		if !any {
+			continue
 		}
+		next, last := had{s.GetStartsAtMs(), s.GetEndsAtMs()}, r.has[fp]
+		fires, fired := next.ends > now.UnixMilli(), last.ends > now.Add(prolong).UnixMilli()
+		if fires && fired && next.starts >= last.starts && next.ends-last.ends < prolong.Milliseconds() && next.ends >= last.ends {
+			continue
+		}
+		r.has[fp] = next
+		out = append(out, toPosted(s))
 	}
 	return out
 }
@@ -209,7 +237,7 @@ func (r *relay) changed(ctx context.Context) error {
 	}
 	news := r.combined(disputed, sources, now)
 	r.mu.Unlock()
-	return r.put(ctx, news)
+	return r.hand(ctx, news)
 }
 
 // differ says whether some sources have an alert firing and others resolved.
@@ -285,6 +313,7 @@ func (r *relay) forget(before time.Time) {
 		}
 		if len(said) == 0 {
 			delete(r.said, fp)
+			delete(r.has, fp)
 		}
 	}
 	r.metrics.statements.Set(float64(r.count))

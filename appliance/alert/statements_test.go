@@ -132,7 +132,7 @@ func newStreet(names ...string) *street {
 				}
 				return s.relays[member].hear(ctx, proto.Clone(msg).(*peerspb.Statements))
 			},
-			said: map[model.Fingerprint]map[string]heard{}, queues: map[string]*queue{},
+			said: map[model.Fingerprint]map[string]heard{}, has: map[model.Fingerprint]had{}, queues: map[string]*queue{},
 		}
 	}
 	return s
@@ -298,6 +298,52 @@ func TestRelayClocks(t *testing.T) {
 		if s.fires("a", "x") {
 			t.Error("it does not lapse")
 		}
+	})
+}
+
+// TestRelayRepeatsWhatWasNotTaken holds that an Alertmanager that was not ready gets the alert when it is.
+func TestRelayRepeatsWhatWasNotTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStreet("a", "b")
+		b := s.relays["b"]
+		take, starting := b.put, true
+		b.put = func(ctx context.Context, alerts []posted) error {
+			if starting && len(alerts) > 0 {
+				return errors.New("it is starting")
+			}
+			return take(ctx, alerts)
+		}
+		s.changed(t)
+		if err := s.relays["a"].say(t.Context(), alertOf("x", time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		pass(10 * time.Second)
+		starting = false
+		pass(10 * time.Second)
+		if !s.fires("b", "x") {
+			t.Error("it never got the alert")
+		}
+		// And what it has, it is not told again until it would lapse.
+		before := len(s.order["b"])
+		for range 5 {
+			pass(time.Second)
+			if err := s.relays["a"].say(t.Context(), alertOf("x", time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(time.Second)
+		if n := len(s.order["b"]) - before; n != 0 {
+			t.Errorf("it was told %d times what it has", n)
+		}
+		pass(time.Minute)
+		if err := s.relays["a"].say(t.Context(), alertOf("x", time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		if n := len(s.order["b"]) - before; n != 1 {
+			t.Errorf("a minute later it was told %d times that the alert lasts longer", n)
+		}
+		s.stop()
 	})
 }
 

@@ -16,12 +16,19 @@ const (
 	// askDeadTimeout bounds it where the mesh says that it is dead, or where it has not answered for long: it may be
 	// slow rather than gone, but nothing waits for it.
 	askDeadTimeout = 200 * time.Millisecond
-	// unreachableFor is how long a replica that does not answer still keeps a notification back.
-	unreachableFor = 3 * time.Second
+	// unreachableFor is how long a replica that does not answer, and is alive by the mesh, still keeps a notification
+	// back. The mesh knows a death in 4 s; this is for a way that is cut for us only, and may be no shorter, or replicas
+	// that are merely busy with a storm of alerts would be passed over.
+	unreachableFor = 6 * time.Second
 	// retryUnanswered is how soon a replica that did not answer is asked again, retryRefused one that went first: it
 	// tells when it is done, so this only covers a message that is lost.
 	retryUnanswered = 250 * time.Millisecond
 	retryRefused    = time.Second
+	// maxAsking is how many keys are asked for at once. In a storm of alerts the rest waits here, where it costs nothing:
+	// asked for all at once, ten thousand answers come later than anybody waits for them.
+	maxAsking = 256
+	// logTakeovers is how often taking over from a replica is logged.
+	logTakeovers = 10 * time.Second
 	// maxHold is how long a replica whose receiver does not take the notification keeps the turn while others wait:
 	// their way to the receiver may be better. Stock Alertmanagers wait as long for each other.
 	maxHold = 15 * time.Second
@@ -79,8 +86,11 @@ type turns struct {
 	logger  *slog.Logger
 	metrics *turnMetrics
 
+	asking chan struct{} // Has a token for each key that is being asked for.
+
 	mu       sync.Mutex
 	wanted   map[turnKey]*turn
+	logged   map[string]time.Time // When a takeover from a replica was logged.
 	silent   map[string]time.Time // Since when a replica has not answered.
 	stopping bool
 	stopped  chan struct{} // Closed with stopping.
@@ -109,7 +119,9 @@ type turn struct {
 func newTurns(self string, peers turnPeers, logger *slog.Logger, m *turnMetrics) *turns {
 	return &turns{
 		self: self, peers: peers, logger: logger, metrics: m,
-		wanted: map[turnKey]*turn{}, silent: map[string]time.Time{}, stopped: make(chan struct{}),
+		asking: make(chan struct{}, maxAsking),
+		wanted: map[turnKey]*turn{}, silent: map[string]time.Time{}, logged: map[string]time.Time{},
+		stopped: make(chan struct{}),
 	}
 }
 
@@ -124,10 +136,7 @@ func (t *turns) take(ctx context.Context, key turnKey) (context.Context, *turn, 
 	start := time.Now()
 	behind := map[string]bool{} // Who has refused us.
 	for {
-		t.mu.Lock()
-		own.yielded = false
-		t.mu.Unlock()
-		round, err := t.round(ctx, key)
+		round, err := t.round(ctx, own)
 		if err != nil {
 			t.done(own)
 			return nil, nil, err
@@ -142,8 +151,7 @@ func (t *turns) take(ctx context.Context, key turnKey) (context.Context, *turn, 
 			t.metrics.wait.Observe(time.Since(start).Seconds())
 			for _, name := range round.gone {
 				if behind[name] {
-					t.metrics.takeovers.Inc()
-					t.logger.Info("taking over a notification from a replica that does not answer", "replica", name, "key", key)
+					t.tookOver(name, key)
 				}
 			}
 			return held, own, nil
@@ -182,6 +190,17 @@ func (t *turns) take(ctx context.Context, key turnKey) (context.Context, *turn, 
 	}
 }
 
+func (t *turns) tookOver(from string, key turnKey) {
+	t.metrics.takeovers.Inc()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(t.logged[from]) < logTakeovers {
+		return
+	}
+	t.logged[from] = time.Now()
+	t.logger.Info("taking over notifications from a replica that does not answer", "replica", from, "first", key)
+}
+
 // want enters the wish, behind an earlier one of this process for the same key: a reload may still be ending the old
 // routing tree.
 func (t *turns) want(ctx context.Context, key turnKey) (*turn, error) {
@@ -218,7 +237,16 @@ type round struct {
 }
 
 // round asks everybody at once.
-func (t *turns) round(ctx context.Context, key turnKey) (round, error) {
+func (t *turns) round(ctx context.Context, own *turn) (round, error) {
+	select {
+	case t.asking <- struct{}{}:
+		defer func() { <-t.asking }()
+	case <-ctx.Done():
+		return round{}, context.Cause(ctx)
+	}
+	t.mu.Lock()
+	own.yielded = false
+	t.mu.Unlock()
 	others := t.peers.others()
 	type answer struct {
 		other
@@ -234,7 +262,7 @@ func (t *turns) round(ctx context.Context, key turnKey) (round, error) {
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
-			granted, err := t.peers.ask(ctx, o.name, key)
+			granted, err := t.peers.ask(ctx, o.name, own.key)
 			answers <- answer{o, granted, err}
 		}()
 	}
