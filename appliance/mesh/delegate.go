@@ -21,7 +21,7 @@ var (
 	_ memberlist.AliveDelegate    = delegate{}
 	_ memberlist.ConflictDelegate = delegate{}
 	_ memberlist.PingDelegate     = delegate{}
-	_ memberlist.Broadcast        = broadcast(nil)
+	_ memberlist.UniqueBroadcast  = broadcast(nil)
 )
 
 // NodeMeta gives our card.
@@ -140,6 +140,9 @@ type broadcast []byte
 
 // Invalidates says that no change replaces another.
 func (broadcast) Invalidates(memberlist.Broadcast) bool { return false }
+
+// UniqueBroadcast says the same before memberlist has compared it with every change that waits.
+func (broadcast) UniqueBroadcast() {}
 
 // Message is what is sent.
 func (b broadcast) Message() []byte { return b }
