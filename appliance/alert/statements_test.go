@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -306,9 +307,10 @@ func TestRelayRepeatsWhatWasNotTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStreet("a", "b")
 		b := s.relays["b"]
-		take, starting := b.put, true
+		take := b.put
+		var started atomic.Bool
 		b.put = func(ctx context.Context, alerts []posted) error {
-			if starting && len(alerts) > 0 {
+			if !started.Load() && len(alerts) > 0 {
 				return errors.New("it is starting")
 			}
 			return take(ctx, alerts)
@@ -318,13 +320,18 @@ func TestRelayRepeatsWhatWasNotTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		pass(10 * time.Second)
-		starting = false
+		started.Store(true)
 		pass(10 * time.Second)
 		if !s.fires("b", "x") {
 			t.Error("it never got the alert")
 		}
 		// And what it has, it is not told again until it would lapse.
-		before := len(s.order["b"])
+		told := func() int {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return len(s.order["b"])
+		}
+		before := told()
 		for range 5 {
 			pass(time.Second)
 			if err := s.relays["a"].say(t.Context(), alertOf("x", time.Hour)); err != nil {
@@ -332,7 +339,7 @@ func TestRelayRepeatsWhatWasNotTaken(t *testing.T) {
 			}
 		}
 		pass(time.Second)
-		if n := len(s.order["b"]) - before; n != 0 {
+		if n := told() - before; n != 0 {
 			t.Errorf("it was told %d times what it has", n)
 		}
 		pass(time.Minute)
@@ -340,7 +347,7 @@ func TestRelayRepeatsWhatWasNotTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		pass(time.Second)
-		if n := len(s.order["b"]) - before; n != 1 {
+		if n := told() - before; n != 1 {
 			t.Errorf("a minute later it was told %d times that the alert lasts longer", n)
 		}
 		s.stop()

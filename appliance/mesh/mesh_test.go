@@ -89,7 +89,8 @@ func TestThreeFormAMesh(t *testing.T) {
 			b.tell([]byte(small))
 			c.bag.put(large)
 			c.tell([]byte(large))
-			until(t, 15*time.Second, "changes reach everybody", func() bool {
+			// A change that is lost comes with the next exchange of all states.
+			until(t, 45*time.Second, "changes reach everybody", func() bool {
 				return a.bag.has(small) && c.bag.has(small) && a.bag.has(large) && b.bag.has(large)
 			})
 			until(t, 15*time.Second, "round trip and clock are known", func() bool {
