@@ -83,6 +83,9 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 		}
 		if !m.Alive {
 			ms.State = "gone"
+			if m.Left {
+				ms.State = "stopped"
+			}
 			s.Problems = append(s.Problems, fmt.Sprintf("Replica %s in zone %s %s at %s.",
 				m.Name, m.Card.Zone, what, m.Since.UTC().Format("15:04:05 UTC")))
 		}

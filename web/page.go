@@ -41,7 +41,7 @@ type ClusterStatus struct {
 	Members []MemberStatus
 }
 
-// MemberStatus is one replica. State is a word: alive, or gone.
+// MemberStatus is one replica. State is a word: alive, stopped, or gone.
 type MemberStatus struct {
 	Name, Zone, State, Version string
 	URL                        string // of its status page; "" = not known

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"time"
 
+	apiv2 "github.com/prometheus/alertmanager/api/v2"
+	"github.com/prometheus/alertmanager/api/v2/models"
 	"github.com/prometheus/common/model"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -108,7 +110,7 @@ func (p *peers) others() []other {
 	var out []other
 	for _, m := range p.mesh.Members() {
 		if !m.Self && m.Card.GRPC != "" && (m.Alive || time.Since(m.Since) < askDeadFor) {
-			out = append(out, other{m.Name, m.Alive})
+			out = append(out, other{m.Name, m.Alive, m.Since})
 		}
 	}
 	return out
@@ -122,10 +124,10 @@ func (p *peers) client(member string) (peerspb.PeersClient, error) {
 	return peerspb.NewPeersClient(conn), nil
 }
 
-// ask waits for the answer to one key; many are asked in one call.
-func (p *peers) ask(ctx context.Context, member string, key turnKey) (granted bool, err error) {
+// ask waits for the answer to one question; many go in one call.
+func (p *peers) ask(ctx context.Context, member string, q question) (granted bool, err error) {
 	reply := make(chan answered, 1)
-	p.asks.add(member, asking{key, reply})
+	p.asks.add(member, asking{q, reply})
 	select {
 	case a := <-reply:
 		return a.granted, a.err
@@ -136,7 +138,7 @@ func (p *peers) ask(ctx context.Context, member string, key turnKey) (granted bo
 
 // asking is a question that waits to be sent with others.
 type asking struct {
-	key   turnKey
+	question
 	reply chan<- answered
 }
 
@@ -165,7 +167,7 @@ func (p *peers) askAll(ctx context.Context, member string, batch []asking) ([]*p
 	}
 	req := &peerspb.AskRequest{}
 	for _, q := range batch {
-		req.Keys = append(req.Keys, q.key.proto())
+		req.Questions = append(req.Questions, &peerspb.Question{Key: q.key.proto(), Failures: uint32(q.failures)})
 	}
 	reply, err := c.Ask(ctx, req)
 	if err != nil {
@@ -230,17 +232,17 @@ func (p *peers) Ask(ctx context.Context, r *peerspb.AskRequest) (*peerspb.AskRep
 	if !ok {
 		return nil, status.Error(codes.Unauthenticated, "the caller has no name")
 	}
-	keys := r.GetKeys()
-	if len(keys) > maxBatch {
-		return nil, status.Errorf(codes.InvalidArgument, "%d turns, of which at most %d are asked for at once", len(keys), maxBatch)
+	questions := r.GetQuestions()
+	if len(questions) > maxBatch {
+		return nil, status.Errorf(codes.InvalidArgument, "%d turns, of which at most %d are asked for at once", len(questions), maxBatch)
 	}
 	reply := &peerspb.AskReply{}
-	for _, k := range keys {
-		key, err := keyFrom(k)
+	for _, q := range questions {
+		key, err := keyFrom(q.GetKey())
 		if err != nil {
 			return nil, err
 		}
-		a := &peerspb.Answer{Granted: p.turns.asked(from, key)}
+		a := &peerspb.Answer{Granted: p.turns.asked(from, question{key, int(q.GetFailures())})}
 		// After the answer: what was sent before it is in.
 		if a.Entry, err = p.log.encoded(key); err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
@@ -307,34 +309,56 @@ func (a *Alert) takeFromOutside(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	held := &answer{header: w.Header()}
-	a.serve(held, r)
-	// Upstream takes the good ones out of a request with bad ones, and so do the others.
-	if held.code == http.StatusOK || held.code == http.StatusBadRequest {
-		var alerts []posted
-		if json.Unmarshal(body, &alerts) == nil {
-			a.relay.overheard(a.complete(alerts))
+	a.relay.overheard(func() []posted {
+		a.serve(held, r)
+		// Upstream takes the good ones out of a request with bad ones.
+		if held.code != http.StatusOK && held.code != http.StatusBadRequest {
+			return nil
 		}
-	}
+		return a.decode(r.Context(), body)
+	})
 	held.WriteHeader(http.StatusOK)
 	w.WriteHeader(held.code)
 	_, _ = w.Write(held.body.Bytes()) // The client may be gone.
 }
 
-// complete gives alerts the times that the Alertmanager gives them when they come without, so that every replica has
-// the same.
-func (a *Alert) complete(alerts []posted) []posted {
+// decode reads what the Alertmanager API has just taken, with its own decoder: it knows more forms of a time than
+// others. Alerts get the times that the Alertmanager gives them when they come without, so that every replica has the
+// same; those that it refuses are left out.
+func (a *Alert) decode(ctx context.Context, body []byte) []posted {
+	var open models.PostableAlerts
+	if err := json.Unmarshal(body, &open); err != nil {
+		return nil // Then it has taken none.
+	}
 	now := time.Now()
-	for i := range alerts {
-		p := &alerts[i]
+	var out []posted
+	for _, al := range apiv2.OpenAPIAlertsToAlerts(ctx, open) {
+		p := posted{
+			Labels: map[string]string{}, Annotations: map[string]string{}, GeneratorURL: al.GeneratorURL,
+			StartsAt: al.StartsAt, EndsAt: al.EndsAt,
+		}
 		if p.StartsAt.IsZero() {
-			p.StartsAt = now
-			if !p.EndsAt.IsZero() {
+			if p.StartsAt = now; !p.EndsAt.IsZero() {
 				p.StartsAt = p.EndsAt
 			}
 		}
 		if p.EndsAt.IsZero() {
 			p.EndsAt = now.Add(time.Duration(a.prepared.Load().resolveTimeout))
 		}
+		for n, v := range al.Labels {
+			if v == "" {
+				delete(al.Labels, n)
+				continue
+			}
+			p.Labels[string(n)] = string(v)
+		}
+		for n, v := range al.Annotations {
+			p.Annotations[string(n)] = string(v)
+		}
+		al.StartsAt, al.EndsAt = p.StartsAt, p.EndsAt
+		if al.Validate() == nil {
+			out = append(out, p)
+		}
 	}
-	return alerts
+	return out
 }

@@ -84,19 +84,21 @@ func (s *turnStage) Exec(ctx context.Context, l *slog.Logger, alerts ...*alert.A
 	}
 	key := keyOf(group, s.recv)
 	var failed error
+	failures := 0
 	for {
 		// Most flushes have nothing to tell, and that is known without asking anybody.
 		if _, needed, err := s.dedup.Exec(ctx, l, alerts...); err != nil || len(needed) == 0 {
 			return ctx, nil, err
 		}
-		held, turn, err := s.turns.take(ctx, key)
+		held, turn, err := s.turns.take(ctx, key, failures)
 		switch {
 		case errors.Is(err, errAgain):
 			alerts = s.refresh(alerts)
 			continue
 		case errors.Is(err, errStoppingTurns):
-			// Stopping cancels what is flushed: the others send it.
-			return ctx, nil, errors.Join(failed, context.Canceled)
+			// The others send it. Upstream takes an end for a failure unless it has been told to stop, which comes next.
+			<-ctx.Done()
+			return ctx, nil, errors.Join(failed, context.Cause(ctx))
 		case err != nil:
 			return ctx, nil, errors.Join(failed, fmt.Errorf("wait for the turn to notify: %w", err))
 		}
@@ -107,6 +109,7 @@ func (s *turnStage) Exec(ctx context.Context, l *slog.Logger, alerts ...*alert.A
 			return ctx, alerts, err
 		}
 		failed = err
+		failures++
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/common/model"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/tocsin-io/tocsin/appliance/alert/peerspb"
 )
@@ -29,6 +30,12 @@ const (
 	prolong = 30 * time.Second
 	// maxStatements bounds what is kept for the others. Beyond it alerts still reach this replica's Alertmanager.
 	maxStatements = 500_000
+	// maxStatementBytes bounds how large they may be together, as messages; in memory they take some times as much.
+	maxStatementBytes = 256 << 20
+	// maxBatchBytes bounds one delivery; a statement that is larger goes alone.
+	maxBatchBytes = 4 << 20
+	// warnDelivery is how often it is logged that a replica does not take alerts.
+	warnDelivery = time.Minute
 	// maxDelivery bounds one delivery from another replica.
 	maxDelivery = 10 * deliverBatch
 )
@@ -52,6 +59,7 @@ type relay struct {
 	mu     sync.Mutex
 	said   map[model.Fingerprint]map[string]heard
 	count  int
+	bytes  int
 	has    map[model.Fingerprint]had
 	queues map[string]*queue
 	jobs   sync.WaitGroup
@@ -62,9 +70,11 @@ type had struct{ starts, ends int64 }
 
 // queue is what another replica still has to be told: the newest statement of each source about each alert.
 type queue struct {
-	waiting map[queued]*peerspb.Statement
-	more    chan struct{}
-	stop    context.CancelFunc
+	// incarnation is whom it is for: one that restarts has to be told everything again.
+	incarnation int64
+	waiting     map[queued]*peerspb.Statement
+	more        chan struct{}
+	stop        context.CancelFunc
 }
 
 type queued struct {
@@ -79,11 +89,12 @@ func (r *relay) say(ctx context.Context, alerts []posted) error {
 	return r.hand(ctx, r.note(r.statements(r.self, alerts), true))
 }
 
-// overheard takes what was posted from outside, and is in this replica's Alertmanager already.
-func (r *relay) overheard(alerts []posted) {
+// overheard has the Alertmanager take what was posted from outside, and brings it to the others. Nothing that another
+// replica has taken before can come in between.
+func (r *relay) overheard(take func() []posted) {
 	r.ordered.Lock()
 	defer r.ordered.Unlock()
-	r.note(r.statements("", alerts), true)
+	r.note(r.statements("", take()), true)
 }
 
 func (r *relay) statements(source string, alerts []posted) []*peerspb.Statement {
@@ -144,12 +155,13 @@ func (r *relay) note(statements []*peerspb.Statement, tell bool) []posted {
 	var overflow []posted
 	for _, s := range statements {
 		fp := fingerprint(s)
+		size := proto.Size(s)
 		if old, ok := r.said[fp][s.GetSource()]; ok {
-			if s.GetIncarnationMs() < old.GetIncarnationMs() && s.GetSource() != "" ||
-				s.GetIncarnationMs() == old.GetIncarnationMs() && s.GetSaidAtMs() < old.GetSaidAtMs() {
-				continue // Something newer has overtaken it.
+			if overtaken(s, old.Statement) {
+				continue
 			}
-		} else if r.count >= maxStatements {
+			r.bytes -= old.size
+		} else if r.count >= maxStatements || r.bytes+size > maxStatementBytes {
 			r.metrics.dropped.Inc()
 			overflow = append(overflow, toPosted(s))
 			continue
@@ -159,7 +171,8 @@ func (r *relay) note(statements []*peerspb.Statement, tell bool) []posted {
 		if r.said[fp] == nil {
 			r.said[fp] = map[string]heard{}
 		}
-		r.said[fp][s.GetSource()] = heard{s, now}
+		r.said[fp][s.GetSource()] = heard{s, now, size}
+		r.bytes += size
 		changed = append(changed, fp)
 		if tell {
 			for _, q := range r.queues {
@@ -169,6 +182,18 @@ func (r *relay) note(statements []*peerspb.Statement, tell bool) []posted {
 	}
 	r.metrics.statements.Set(float64(r.count))
 	return append(overflow, r.combined(changed, sources, now)...)
+}
+
+// overtaken says that a statement is older than the one there is. What is posted from outside may be posted to any
+// replica, so that there only the time counts; of the same time, the end holds.
+func overtaken(s, old *peerspb.Statement) bool {
+	if s.GetIncarnationMs() != old.GetIncarnationMs() {
+		return s.GetIncarnationMs() < old.GetIncarnationMs()
+	}
+	if s.GetSaidAtMs() == old.GetSaidAtMs() && s.GetIncarnationMs() != old.GetIncarnationMs() {
+		return s.GetEndsAtMs() > old.GetEndsAtMs()
+	}
+	return s.GetSaidAtMs() < old.GetSaidAtMs()
 }
 
 // combined is what all sources together say about alerts, as far as it is news: three replicas repeat every alert every
@@ -207,12 +232,20 @@ func (r *relay) changed(ctx context.Context) error {
 	r.ordered.Lock()
 	defer r.ordered.Unlock()
 	r.mu.Lock()
+	for name, q := range r.queues {
+		if s := sources[name]; !s.alive || s.incarnation != q.incarnation {
+			q.stop()
+			delete(r.queues, name)
+		}
+	}
 	for name, s := range sources {
 		if name == r.self || !s.alive || r.queues[name] != nil {
 			continue
 		}
 		qctx, stop := context.WithCancel(ctx)
-		q := &queue{waiting: map[queued]*peerspb.Statement{}, more: make(chan struct{}, 1), stop: stop}
+		q := &queue{
+			incarnation: s.incarnation, waiting: map[queued]*peerspb.Statement{}, more: make(chan struct{}, 1), stop: stop,
+		}
 		for fp, said := range r.said {
 			for from, h := range said {
 				if from != name {
@@ -222,12 +255,6 @@ func (r *relay) changed(ctx context.Context) error {
 		}
 		r.queues[name] = q
 		r.jobs.Go(func() { r.deliver(qctx, name, q) })
-	}
-	for name, q := range r.queues {
-		if s := sources[name]; !s.alive {
-			q.stop()
-			delete(r.queues, name)
-		}
 	}
 	var disputed []model.Fingerprint
 	for fp, said := range r.said {
@@ -309,6 +336,7 @@ func (r *relay) forget(before time.Time) {
 			if h.resolved(before) {
 				delete(said, name)
 				r.count--
+				r.bytes -= h.size
 			}
 		}
 		if len(said) == 0 {
@@ -330,6 +358,7 @@ func (q *queue) add(fp model.Fingerprint, s *peerspb.Statement) {
 // deliver tells one replica what is queued for it until ctx ends.
 func (r *relay) deliver(ctx context.Context, member string, q *queue) {
 	retry := deliverRetry
+	var warned time.Time
 	for {
 		select {
 		case <-q.more:
@@ -351,8 +380,12 @@ func (r *relay) deliver(ctx context.Context, member string, q *queue) {
 				return
 			}
 			r.metrics.failures.Inc()
-			r.logger.Debug("another replica did not take alerts, and will get them again", "replica", member,
-				"alerts", len(batch), "retry_in", retry, "err", err)
+			level := slog.LevelDebug
+			if retry == deliverRetryMax && time.Since(warned) > warnDelivery {
+				level, warned = slog.LevelWarn, time.Now()
+			}
+			r.logger.Log(ctx, level, "another replica does not take alerts; it will get them again", "replica", member,
+				"alerts", len(batch), "err", err)
 			timer := time.NewTimer(retry)
 			retry = min(2*retry, deliverRetryMax)
 			select {
@@ -369,7 +402,11 @@ func (r *relay) batch(q *queue) map[queued]*peerspb.Statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := make(map[queued]*peerspb.Statement, min(len(q.waiting), deliverBatch))
+	size := 0
 	for k, s := range q.waiting {
+		if size += proto.Size(s); size > maxBatchBytes && len(out) > 0 {
+			break
+		}
 		if out[k] = s; len(out) == deliverBatch {
 			break
 		}

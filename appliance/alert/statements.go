@@ -11,7 +11,8 @@ import (
 // heard is a statement with when this replica heard it, by its own clock.
 type heard struct {
 	*peerspb.Statement
-	at time.Time
+	at   time.Time
+	size int // As a message, in bytes.
 }
 
 // resolved says whether the source has taken the alert back, or has let it lapse.

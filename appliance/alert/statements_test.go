@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,7 +27,7 @@ func TestCombine(t *testing.T) {
 	said := func(source string, incarnation int64, ends time.Duration, ago time.Duration) heard {
 		return heard{&peerspb.Statement{
 			Source: source, IncarnationMs: incarnation, EndsAtMs: now.Add(ends).UnixMilli(), StartsAtMs: 500 + incarnation,
-		}, now.Add(-ago)}
+		}, now.Add(-ago), 0}
 	}
 	firing, resolved := 4*time.Minute, -time.Second
 	alive := map[string]source{"a": {true, 1}, "b": {true, 1}, "c": {true, 1}}
@@ -221,7 +222,7 @@ func TestRelayCatchesUp(t *testing.T) {
 		); err != nil {
 			t.Fatal(err)
 		}
-		s.relays["a"].overheard(alertOf("outside", 10*time.Minute))
+		s.relays["a"].overheard(func() []posted { return alertOf("outside", 10*time.Minute) })
 		pass(time.Minute)
 		if !s.fires("b", "before") || s.fires("b", "during") {
 			t.Error("a replica that is cut off has heard something")
@@ -274,6 +275,98 @@ func TestRelayDispute(t *testing.T) {
 			}
 		}
 		s.stop()
+	})
+}
+
+// TestRelayOfOutsideOrder holds that of what is posted to two replicas, the last holds everywhere, whatever arrives last.
+func TestRelayOfOutsideOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStreet("a", "b", "c")
+		s.relays["b"].incarnation = 2 // They did not start at once.
+		s.changed(t)
+		s.delay = func() time.Duration { return time.Second }
+		post := func(to string, ends time.Duration) {
+			r := s.relays[to]
+			r.overheard(func() []posted {
+				as := alertOf("x", ends)
+				if err := r.put(t.Context(), as); err != nil {
+					t.Error(err)
+				}
+				return as
+			})
+		}
+		post("b", 10*time.Minute)
+		pass(time.Millisecond)
+		post("a", -time.Millisecond)
+		pass(10 * time.Second)
+		for _, at := range []string{"a", "b", "c"} {
+			if s.fires(at, "x") {
+				t.Errorf("replica %s has it firing, although it was resolved last", at)
+			}
+		}
+		s.stop()
+	})
+}
+
+// TestRelayTellsTheRestarted holds that a replica that was never missed, so quickly was it back, is told everything.
+func TestRelayTellsTheRestarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStreet("a", "b")
+		s.changed(t)
+		s.relays["a"].overheard(func() []posted { return alertOf("x", 10*time.Minute) })
+		pass(time.Second)
+		if !s.fires("b", "x") {
+			t.Fatal("it was not told at all")
+		}
+		s.mu.Lock()
+		s.relays["b"].incarnation = 2
+		s.put["b"] = map[string]posted{}
+		clear(s.relays["b"].said)
+		clear(s.relays["b"].has)
+		s.mu.Unlock()
+		s.changed(t)
+		pass(time.Second)
+		if !s.fires("b", "x") {
+			t.Error("a replica that has restarted was not told what it had heard before")
+		}
+		s.stop()
+	})
+}
+
+// TestRelayOfLargeAlerts holds that no delivery is too large to be taken.
+func TestRelayOfLargeAlerts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStreet("a", "b")
+		largest := 0
+		send := s.relays["a"].send
+		s.relays["a"].send = func(ctx context.Context, member string, msg *peerspb.Statements) error {
+			largest = max(largest, proto.Size(msg))
+			return send(ctx, member, msg)
+		}
+		const n = 40
+		for i := range n {
+			as := alertOf(fmt.Sprint(i), time.Hour)
+			as[0].Annotations = map[string]string{"x": strings.Repeat("x", 1<<20)}
+			s.relays["a"].overheard(func() []posted { return as })
+		}
+		s.changed(t)
+		pass(10 * time.Second)
+		for i := range n {
+			if !s.fires("b", fmt.Sprint(i)) {
+				t.Errorf("alert %d did not arrive", i)
+			}
+		}
+		if largest > maxBatchBytes+1<<10 {
+			t.Errorf("a delivery had %d bytes", largest)
+		}
+		s.stop()
+		if want := n << 20; s.relays["a"].bytes < want {
+			t.Errorf("%d bytes are counted, want %d", s.relays["a"].bytes, want)
+		}
+		s.relays["a"].forget(time.Now().Add(2 * time.Hour))
+		if s.relays["a"].bytes != 0 {
+			t.Errorf("%d bytes are counted where nothing is kept", s.relays["a"].bytes)
+		}
 	})
 }
 
@@ -371,7 +464,7 @@ func TestRelayIsBounded(t *testing.T) {
 			t.Errorf("%d statements were made of rubbish", s.relays["a"].count)
 		}
 		for i := range 100 {
-			s.relays["a"].overheard(alertOf(fmt.Sprint(i), time.Minute))
+			s.relays["a"].overheard(func() []posted { return alertOf(fmt.Sprint(i), time.Minute) })
 		}
 		s.relays["a"].forget(time.Now().Add(2 * time.Minute))
 		if s.relays["a"].count != 0 || len(s.relays["a"].said) != 0 {

@@ -15,11 +15,14 @@ const (
 	askTimeout = time.Second
 	// askDeadTimeout bounds it where the mesh says that it is dead, or where it has not answered for long: it may be
 	// slow rather than gone, but nothing waits for it.
-	askDeadTimeout = 200 * time.Millisecond
+	askDeadTimeout = 500 * time.Millisecond
 	// unreachableFor is how long a replica that does not answer, and is alive by the mesh, still keeps a notification
 	// back. The mesh knows a death in 4 s; this is for a way that is cut for us only, and may be no shorter, or replicas
 	// that are merely busy with a storm of alerts would be passed over.
 	unreachableFor = 6 * time.Second
+	// forgetSilence is after how long without a question it counts for nothing that the last one was not answered. Under
+	// a partition that lasts, notifications are rarely as far apart, and then one more waits for unreachableFor.
+	forgetSilence = 30 * time.Second
 	// retryUnanswered is how soon a replica that did not answer is asked again, retryRefused one that went first: it
 	// tells when it is done, so this only covers a message that is lost.
 	retryUnanswered = 250 * time.Millisecond
@@ -53,18 +56,26 @@ func (k turnKey) String() string {
 	return fmt.Sprintf("%s:%s/%s/%d", k.group, k.receiver, k.integration, k.index)
 }
 
+// question is what a replica asks the others.
+type question struct {
+	key turnKey
+	// failures is how often it had the turn for this notification and could not send.
+	failures int
+}
+
 // other is another replica.
 type other struct {
 	name string
-	// alive is what the mesh says.
+	// alive is what the mesh says, and since when.
 	alive bool
+	since time.Time
 }
 
 // turnPeers are the other replicas, as the turns need them.
 type turnPeers interface {
 	others() []other
 	// ask asks a replica to be let go first. It brings along what the other's notification log has for the key.
-	ask(ctx context.Context, member string, key turnKey) (granted bool, err error)
+	ask(ctx context.Context, member string, q question) (granted bool, err error)
 	// pass tells a replica that was refused that it need not wait any longer. It does not block.
 	pass(member string, key turnKey)
 }
@@ -73,7 +84,8 @@ type turnPeers interface {
 // that one is done or gone. There is no leader and no clock in it (docs/adr/0010-turns.md):
 //
 // A replica that wants to notify asks every other one. One that does not want to itself answers yes. Of two that want
-// to, the one that the key's hash prefers goes first: it answers no, the other one answers yes and asks again. One that
+// to, the one goes first that has failed less often, or else that the key's hash prefers: it answers no, the other one
+// answers yes and asks again. One that
 // is sending answers no, and tells those whom it refused when it is done. A replica that does not answer keeps the
 // others back until the mesh says that it is dead, or for unreachableFor: under a partition each side notifies.
 //
@@ -91,14 +103,17 @@ type turns struct {
 	mu       sync.Mutex
 	wanted   map[turnKey]*turn
 	logged   map[string]time.Time // When a takeover from a replica was logged.
-	silent   map[string]time.Time // Since when a replica has not answered.
+	silent   map[string]quiet     // Replicas that have not answered.
 	stopping bool
 	stopped  chan struct{} // Closed with stopping.
 }
 
+// quiet is since when a replica has not answered, and when it was asked last.
+type quiet struct{ since, asked time.Time }
+
 // turn is this replica's wish for, or hold of, one key.
 type turn struct {
-	key   turnKey
+	question
 	since time.Time
 	// held says that every replica that counts has let us go first.
 	held bool
@@ -120,7 +135,7 @@ func newTurns(self string, peers turnPeers, logger *slog.Logger, m *turnMetrics)
 	return &turns{
 		self: self, peers: peers, logger: logger, metrics: m,
 		asking: make(chan struct{}, maxAsking),
-		wanted: map[turnKey]*turn{}, silent: map[string]time.Time{}, logged: map[string]time.Time{},
+		wanted: map[turnKey]*turn{}, silent: map[string]quiet{}, logged: map[string]time.Time{},
 		stopped: make(chan struct{}),
 	}
 }
@@ -128,8 +143,10 @@ func newTurns(self string, peers turnPeers, logger *slog.Logger, m *turnMetrics)
 // take waits until it is this replica's turn for the key, and returns a context that ends when the turn is better
 // passed on. It returns errAgain when somebody else had the turn meanwhile: then the notification may have been sent.
 // Every turn that is taken is given back with done.
-func (t *turns) take(ctx context.Context, key turnKey) (context.Context, *turn, error) {
-	own, err := t.want(ctx, key)
+//
+// failures is how often this replica had the turn for the same notification and could not send.
+func (t *turns) take(ctx context.Context, key turnKey, failures int) (context.Context, *turn, error) {
+	own, err := t.want(ctx, question{key, failures})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -203,20 +220,20 @@ func (t *turns) tookOver(from string, key turnKey) {
 
 // want enters the wish, behind an earlier one of this process for the same key: a reload may still be ending the old
 // routing tree.
-func (t *turns) want(ctx context.Context, key turnKey) (*turn, error) {
+func (t *turns) want(ctx context.Context, q question) (*turn, error) {
 	for {
 		t.mu.Lock()
 		if t.stopping {
 			t.mu.Unlock()
 			return nil, errStoppingTurns
 		}
-		earlier := t.wanted[key]
+		earlier := t.wanted[q.key]
 		if earlier == nil {
 			own := &turn{
-				key: key, since: time.Now(), refused: map[string]bool{},
+				question: q, since: time.Now(), refused: map[string]bool{},
 				wake: make(chan struct{}, 1), gone: make(chan struct{}),
 			}
-			t.wanted[key] = own
+			t.wanted[q.key] = own
 			t.mu.Unlock()
 			return own, nil
 		}
@@ -262,7 +279,7 @@ func (t *turns) round(ctx context.Context, own *turn) (round, error) {
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
-			granted, err := t.peers.ask(ctx, o.name, own.key)
+			granted, err := t.peers.ask(ctx, o.name, own.question)
 			answers <- answer{o, granted, err}
 		}()
 	}
@@ -286,11 +303,12 @@ func (t *turns) round(ctx context.Context, own *turn) (round, error) {
 	return r, context.Cause(ctx)
 }
 
+// silentFor is how long a replica has not answered. What was long ago says nothing.
 func (t *turns) silentFor(name string) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if since, ok := t.silent[name]; ok {
-		return time.Since(since)
+	if s, ok := t.silent[name]; ok && time.Since(s.asked) < forgetSilence {
+		return time.Since(s.since)
 	}
 	return 0
 }
@@ -303,12 +321,14 @@ func (t *turns) heardFrom(name string, err error) time.Duration {
 		delete(t.silent, name)
 		return 0
 	}
-	since, ok := t.silent[name]
-	if !ok {
-		since = time.Now()
-		t.silent[name] = since
+	now := time.Now()
+	s, ok := t.silent[name]
+	if !ok || now.Sub(s.asked) >= forgetSilence {
+		s.since = now
 	}
-	return time.Since(since)
+	s.asked = now
+	t.silent[name] = s
+	return now.Sub(s.since)
 }
 
 // done ends a wish or a hold, and tells those who wait for it.
@@ -331,10 +351,10 @@ func (t *turns) done(own *turn) {
 }
 
 // asked answers another replica's question: whether it may go first.
-func (t *turns) asked(from string, key turnKey) bool {
+func (t *turns) asked(from string, q question) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	own := t.wanted[key]
+	own := t.wanted[q.key]
 	switch {
 	case own == nil:
 		return true
@@ -344,7 +364,7 @@ func (t *turns) asked(from string, key turnKey) bool {
 			own.timer = time.AfterFunc(max(0, maxHold-time.Since(own.since)), func() { own.passOn(errPassOn) })
 		}
 		return false
-	case prefers(key.String(), from, t.self):
+	case q.failures < own.failures, q.failures == own.failures && prefers(q.key.String(), from, t.self):
 		own.yielded = true
 		return true
 	default:
@@ -369,10 +389,15 @@ func (t *turns) wasPassed(own *turn) bool {
 	return own.passed
 }
 
-// changed wakes all wishes: a replica has come or gone.
+// changed wakes all wishes: a replica has come or gone. One that is new has not been silent.
 func (t *turns) changed() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for _, o := range t.peers.others() {
+		if s, ok := t.silent[o.name]; ok && o.alive && o.since.After(s.since) {
+			delete(t.silent, o.name)
+		}
+	}
 	for _, own := range t.wanted {
 		own.awake()
 	}

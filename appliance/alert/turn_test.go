@@ -53,7 +53,7 @@ func (r resident) others() []other {
 	var out []other
 	for n := range r.w.turns {
 		if n != r.name {
-			out = append(out, other{n, !r.w.dead[n]})
+			out = append(out, other{name: n, alive: !r.w.dead[n]})
 		}
 	}
 	return out
@@ -79,11 +79,11 @@ func (r resident) reach(ctx context.Context, from, to string) error {
 	}
 }
 
-func (r resident) ask(ctx context.Context, member string, key turnKey) (bool, error) {
+func (r resident) ask(ctx context.Context, member string, q question) (bool, error) {
 	if err := r.reach(ctx, r.name, member); err != nil {
 		return false, err
 	}
-	granted := r.w.turns[member].asked(r.name, key)
+	granted := r.w.turns[member].asked(r.name, q)
 	return granted, r.reach(ctx, member, r.name)
 }
 
@@ -119,7 +119,7 @@ func (o *one) send(ctx context.Context, tr *turns, key turnKey, takes time.Durat
 		if done {
 			return nil
 		}
-		held, turn, err := tr.take(ctx, key)
+		held, turn, err := tr.take(ctx, key, 0)
 		if errors.Is(err, errAgain) {
 			continue
 		}
@@ -204,7 +204,7 @@ func TestTurnOfTheDead(t *testing.T) {
 				w := newTown(t, "a", "b")
 				key := turnKey{group: "g"}
 				first, next := firstAndNext(key)
-				_, held, err := w.turns[first].take(t.Context(), key)
+				_, held, err := w.turns[first].take(t.Context(), key, 0)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -215,7 +215,7 @@ func TestTurnOfTheDead(t *testing.T) {
 					died = time.Now()
 					w.turns[next].changed()
 				})
-				_, second, err := w.turns[next].take(t.Context(), key)
+				_, second, err := w.turns[next].take(t.Context(), key, 0)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -238,7 +238,7 @@ func TestTurnUnderPartition(t *testing.T) {
 		start := time.Now()
 		for _, tr := range w.turns {
 			w.jobs.Go(func() {
-				_, turn, err := tr.take(t.Context(), turnKey{group: "g"})
+				_, turn, err := tr.take(t.Context(), turnKey{group: "g"}, 0)
 				if err != nil {
 					t.Error(err)
 					return
@@ -252,7 +252,7 @@ func TestTurnUnderPartition(t *testing.T) {
 		w.jobs.Wait()
 		// Knowing that the other side is gone, the next one is sent almost at once.
 		start = time.Now()
-		_, turn, err := w.turns["a"].take(t.Context(), turnKey{group: "h"})
+		_, turn, err := w.turns["a"].take(t.Context(), turnKey{group: "h"}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -264,37 +264,86 @@ func TestTurnUnderPartition(t *testing.T) {
 	})
 }
 
-// TestTurnIsPassedOn holds that a replica that cannot reach the receiver lets another one try.
+// TestTurnIsPassedOn holds that a replica that cannot reach the receiver lets every other one try before it tries again,
+// and that it tries again if none of them can.
 func TestTurnIsPassedOn(t *testing.T) {
+	for _, able := range []string{"a", "b", "c"} {
+		t.Run(able, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newTown(t, "a", "b", "c")
+				key := turnKey{group: "g"}
+				ctx, cancel := context.WithTimeout(t.Context(), 10*maxHold)
+				defer cancel()
+				var mu sync.Mutex
+				var tried []string
+				sent := false
+				start := time.Now()
+				for name, tr := range w.turns {
+					w.jobs.Go(func() {
+						for failures := 0; ; {
+							mu.Lock()
+							done := sent
+							mu.Unlock()
+							if done {
+								return
+							}
+							held, turn, err := tr.take(ctx, key, failures)
+							if errors.Is(err, errAgain) {
+								continue
+							}
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							mu.Lock()
+							if sent {
+								mu.Unlock()
+								tr.done(turn)
+								return
+							}
+							tried = append(tried, name)
+							sent = name == able
+							mu.Unlock()
+							if name != able {
+								<-held.Done()
+								if !errors.Is(context.Cause(held), errPassOn) {
+									t.Errorf("the hold ended with %v", context.Cause(held))
+								}
+								failures++
+							}
+							tr.done(turn)
+						}
+					})
+				}
+				w.jobs.Wait()
+				if took := time.Since(start); took > 2*maxHold+2*retryRefused {
+					t.Errorf("sent after %s by %v: two holds of %s are the most that it may take", took, tried, maxHold)
+				}
+			})
+		})
+	}
+}
+
+// TestSilenceIsForgotten holds that a replica that was away once is waited for again when it is back.
+func TestSilenceIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTown(t, "a", "b")
-		key := turnKey{group: "g"}
-		first, next := firstAndNext(key)
-		start := time.Now()
-		held, turn, err := w.turns[first].take(t.Context(), key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.jobs.Go(func() {
-			<-held.Done()
-			if !errors.Is(context.Cause(held), errPassOn) {
-				t.Errorf("the hold ended with %v", context.Cause(held))
-			}
-			w.turns[first].done(turn)
-		})
-		for {
-			_, second, err := w.turns[next].take(t.Context(), key)
-			if errors.Is(err, errAgain) {
-				continue
-			}
+		take := func() time.Duration {
+			start := time.Now()
+			_, turn, err := w.turns["a"].take(t.Context(), turnKey{group: fmt.Sprint(start)}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.turns[next].done(second)
-			break
+			w.turns["a"].done(turn)
+			return time.Since(start)
 		}
-		if took := time.Since(start); took < maxHold || took > maxHold+retryRefused {
-			t.Errorf("passed on after %s, want after %s", took, maxHold)
+		w.set(func() { w.dead["b"] = true })
+		take()
+		w.set(func() { delete(w.dead, "b") })
+		pass(time.Minute)
+		w.set(func() { w.mute["b"] = true })
+		if took := take(); took < unreachableFor {
+			t.Errorf("a replica that did not answer a minute ago is waited for %s now, want %s", took, unreachableFor)
 		}
 		w.jobs.Wait()
 	})
@@ -305,7 +354,7 @@ func TestTurnsStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTown(t, "a", "b")
 		tr := w.turns["a"]
-		_, turn, err := tr.take(t.Context(), turnKey{group: "g"})
+		_, turn, err := tr.take(t.Context(), turnKey{group: "g"}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,7 +367,7 @@ func TestTurnsStop(t *testing.T) {
 		if took := time.Since(start); took != 2*time.Second {
 			t.Errorf("waited %s for a notification that took 2s", took)
 		}
-		if _, _, err := tr.take(t.Context(), turnKey{group: "h"}); !errors.Is(err, errStoppingTurns) {
+		if _, _, err := tr.take(t.Context(), turnKey{group: "h"}, 0); !errors.Is(err, errStoppingTurns) {
 			t.Errorf("a turn after the stop: %v", err)
 		}
 		w.jobs.Wait()

@@ -291,7 +291,7 @@ func (x *Key) GetIndex() uint32 {
 // AskRequest is what many notifications ask at once: a storm of alerts would drown in single calls.
 type AskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []*Key                 `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	Questions     []*Question            `protobuf:"bytes,1,rep,name=questions,proto3" json:"questions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -326,14 +326,67 @@ func (*AskRequest) Descriptor() ([]byte, []int) {
 	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *AskRequest) GetKeys() []*Key {
+func (x *AskRequest) GetQuestions() []*Question {
 	if x != nil {
-		return x.Keys
+		return x.Questions
 	}
 	return nil
 }
 
-// AskReply has an answer for each key, in the order of the keys.
+type Question struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// How often the caller had the turn and could not send: it goes behind those that have tried less.
+	Failures      uint32 `protobuf:"varint,2,opt,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Question) Reset() {
+	*x = Question{}
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Question) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Question) ProtoMessage() {}
+
+func (x *Question) ProtoReflect() protoreflect.Message {
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Question.ProtoReflect.Descriptor instead.
+func (*Question) Descriptor() ([]byte, []int) {
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Question) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Question) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+// AskReply has an answer for each question, in their order.
 type AskReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Answers       []*Answer              `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"`
@@ -343,7 +396,7 @@ type AskReply struct {
 
 func (x *AskReply) Reset() {
 	*x = AskReply{}
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[5]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +408,7 @@ func (x *AskReply) String() string {
 func (*AskReply) ProtoMessage() {}
 
 func (x *AskReply) ProtoReflect() protoreflect.Message {
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[5]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +421,7 @@ func (x *AskReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskReply.ProtoReflect.Descriptor instead.
 func (*AskReply) Descriptor() ([]byte, []int) {
-	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{5}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AskReply) GetAnswers() []*Answer {
@@ -391,7 +444,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +456,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[6]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +469,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{6}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Answer) GetGranted() bool {
@@ -442,7 +495,7 @@ type PassRequest struct {
 
 func (x *PassRequest) Reset() {
 	*x = PassRequest{}
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +507,7 @@ func (x *PassRequest) String() string {
 func (*PassRequest) ProtoMessage() {}
 
 func (x *PassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[7]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +520,7 @@ func (x *PassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PassRequest.ProtoReflect.Descriptor instead.
 func (*PassRequest) Descriptor() ([]byte, []int) {
-	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{7}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PassRequest) GetTurns() []*Turn {
@@ -489,7 +542,7 @@ type Turn struct {
 
 func (x *Turn) Reset() {
 	*x = Turn{}
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[8]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +554,7 @@ func (x *Turn) String() string {
 func (*Turn) ProtoMessage() {}
 
 func (x *Turn) ProtoReflect() protoreflect.Message {
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[8]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +567,7 @@ func (x *Turn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Turn.ProtoReflect.Descriptor instead.
 func (*Turn) Descriptor() ([]byte, []int) {
-	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{8}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Turn) GetKey() *Key {
@@ -539,7 +592,7 @@ type Passed struct {
 
 func (x *Passed) Reset() {
 	*x = Passed{}
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[9]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +604,7 @@ func (x *Passed) String() string {
 func (*Passed) ProtoMessage() {}
 
 func (x *Passed) ProtoReflect() protoreflect.Message {
-	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[9]
+	mi := &file_appliance_alert_peerspb_peers_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +617,7 @@ func (x *Passed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Passed.ProtoReflect.Descriptor instead.
 func (*Passed) Descriptor() ([]byte, []int) {
-	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{9}
+	return file_appliance_alert_peerspb_peers_proto_rawDescGZIP(), []int{10}
 }
 
 var File_appliance_alert_peerspb_peers_proto protoreflect.FileDescriptor
@@ -601,10 +654,13 @@ const file_appliance_alert_peerspb_peers_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1a\n" +
 	"\breceiver\x18\x02 \x01(\tR\breceiver\x12 \n" +
 	"\vintegration\x18\x03 \x01(\tR\vintegration\x12\x14\n" +
-	"\x05index\x18\x04 \x01(\rR\x05index\"6\n" +
+	"\x05index\x18\x04 \x01(\rR\x05index\"E\n" +
 	"\n" +
-	"AskRequest\x12(\n" +
-	"\x04keys\x18\x01 \x03(\v2\x14.tocsin.alert.v1.KeyR\x04keys\"=\n" +
+	"AskRequest\x127\n" +
+	"\tquestions\x18\x01 \x03(\v2\x19.tocsin.alert.v1.QuestionR\tquestions\"N\n" +
+	"\bQuestion\x12&\n" +
+	"\x03key\x18\x01 \x01(\v2\x14.tocsin.alert.v1.KeyR\x03key\x12\x1a\n" +
+	"\bfailures\x18\x02 \x01(\rR\bfailures\"=\n" +
 	"\bAskReply\x121\n" +
 	"\aanswers\x18\x01 \x03(\v2\x17.tocsin.alert.v1.AnswerR\aanswers\"8\n" +
 	"\x06Answer\x12\x18\n" +
@@ -633,40 +689,42 @@ func file_appliance_alert_peerspb_peers_proto_rawDescGZIP() []byte {
 	return file_appliance_alert_peerspb_peers_proto_rawDescData
 }
 
-var file_appliance_alert_peerspb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_appliance_alert_peerspb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_appliance_alert_peerspb_peers_proto_goTypes = []any{
 	(*Statement)(nil),   // 0: tocsin.alert.v1.Statement
 	(*Statements)(nil),  // 1: tocsin.alert.v1.Statements
 	(*Delivered)(nil),   // 2: tocsin.alert.v1.Delivered
 	(*Key)(nil),         // 3: tocsin.alert.v1.Key
 	(*AskRequest)(nil),  // 4: tocsin.alert.v1.AskRequest
-	(*AskReply)(nil),    // 5: tocsin.alert.v1.AskReply
-	(*Answer)(nil),      // 6: tocsin.alert.v1.Answer
-	(*PassRequest)(nil), // 7: tocsin.alert.v1.PassRequest
-	(*Turn)(nil),        // 8: tocsin.alert.v1.Turn
-	(*Passed)(nil),      // 9: tocsin.alert.v1.Passed
-	nil,                 // 10: tocsin.alert.v1.Statement.LabelsEntry
-	nil,                 // 11: tocsin.alert.v1.Statement.AnnotationsEntry
+	(*Question)(nil),    // 5: tocsin.alert.v1.Question
+	(*AskReply)(nil),    // 6: tocsin.alert.v1.AskReply
+	(*Answer)(nil),      // 7: tocsin.alert.v1.Answer
+	(*PassRequest)(nil), // 8: tocsin.alert.v1.PassRequest
+	(*Turn)(nil),        // 9: tocsin.alert.v1.Turn
+	(*Passed)(nil),      // 10: tocsin.alert.v1.Passed
+	nil,                 // 11: tocsin.alert.v1.Statement.LabelsEntry
+	nil,                 // 12: tocsin.alert.v1.Statement.AnnotationsEntry
 }
 var file_appliance_alert_peerspb_peers_proto_depIdxs = []int32{
-	10, // 0: tocsin.alert.v1.Statement.labels:type_name -> tocsin.alert.v1.Statement.LabelsEntry
-	11, // 1: tocsin.alert.v1.Statement.annotations:type_name -> tocsin.alert.v1.Statement.AnnotationsEntry
+	11, // 0: tocsin.alert.v1.Statement.labels:type_name -> tocsin.alert.v1.Statement.LabelsEntry
+	12, // 1: tocsin.alert.v1.Statement.annotations:type_name -> tocsin.alert.v1.Statement.AnnotationsEntry
 	0,  // 2: tocsin.alert.v1.Statements.statements:type_name -> tocsin.alert.v1.Statement
-	3,  // 3: tocsin.alert.v1.AskRequest.keys:type_name -> tocsin.alert.v1.Key
-	6,  // 4: tocsin.alert.v1.AskReply.answers:type_name -> tocsin.alert.v1.Answer
-	8,  // 5: tocsin.alert.v1.PassRequest.turns:type_name -> tocsin.alert.v1.Turn
-	3,  // 6: tocsin.alert.v1.Turn.key:type_name -> tocsin.alert.v1.Key
-	1,  // 7: tocsin.alert.v1.Peers.Deliver:input_type -> tocsin.alert.v1.Statements
-	4,  // 8: tocsin.alert.v1.Peers.Ask:input_type -> tocsin.alert.v1.AskRequest
-	7,  // 9: tocsin.alert.v1.Peers.Pass:input_type -> tocsin.alert.v1.PassRequest
-	2,  // 10: tocsin.alert.v1.Peers.Deliver:output_type -> tocsin.alert.v1.Delivered
-	5,  // 11: tocsin.alert.v1.Peers.Ask:output_type -> tocsin.alert.v1.AskReply
-	9,  // 12: tocsin.alert.v1.Peers.Pass:output_type -> tocsin.alert.v1.Passed
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	5,  // 3: tocsin.alert.v1.AskRequest.questions:type_name -> tocsin.alert.v1.Question
+	3,  // 4: tocsin.alert.v1.Question.key:type_name -> tocsin.alert.v1.Key
+	7,  // 5: tocsin.alert.v1.AskReply.answers:type_name -> tocsin.alert.v1.Answer
+	9,  // 6: tocsin.alert.v1.PassRequest.turns:type_name -> tocsin.alert.v1.Turn
+	3,  // 7: tocsin.alert.v1.Turn.key:type_name -> tocsin.alert.v1.Key
+	1,  // 8: tocsin.alert.v1.Peers.Deliver:input_type -> tocsin.alert.v1.Statements
+	4,  // 9: tocsin.alert.v1.Peers.Ask:input_type -> tocsin.alert.v1.AskRequest
+	8,  // 10: tocsin.alert.v1.Peers.Pass:input_type -> tocsin.alert.v1.PassRequest
+	2,  // 11: tocsin.alert.v1.Peers.Deliver:output_type -> tocsin.alert.v1.Delivered
+	6,  // 12: tocsin.alert.v1.Peers.Ask:output_type -> tocsin.alert.v1.AskReply
+	10, // 13: tocsin.alert.v1.Peers.Pass:output_type -> tocsin.alert.v1.Passed
+	11, // [11:14] is the sub-list for method output_type
+	8,  // [8:11] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_appliance_alert_peerspb_peers_proto_init() }
@@ -680,7 +738,7 @@ func file_appliance_alert_peerspb_peers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_appliance_alert_peerspb_peers_proto_rawDesc), len(file_appliance_alert_peerspb_peers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
