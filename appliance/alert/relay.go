@@ -187,7 +187,7 @@ func (r *relay) note(statements []*peerspb.Statement, tell bool) []posted {
 // overtaken says that a statement is older than the one there is. What is posted from outside may be posted to any
 // replica, so that there only the time counts; of the same time, the end holds.
 func overtaken(s, old *peerspb.Statement) bool {
-	if s.GetIncarnationMs() != old.GetIncarnationMs() {
+	if s.GetSource() != "" && s.GetIncarnationMs() != old.GetIncarnationMs() {
 		return s.GetIncarnationMs() < old.GetIncarnationMs()
 	}
 	if s.GetSaidAtMs() == old.GetSaidAtMs() && s.GetIncarnationMs() != old.GetIncarnationMs() {
