@@ -71,8 +71,8 @@ type Address struct {
 }
 
 // ParseAddress reads "10.0.0.1", "10.0.0.1:9094", "2001:db8::1",
-// "[2001:db8::1]:9094", "host" or "host:9094". Its error does not repeat what
-// was given.
+// "[2001:db8::1]:9094", "host" or "host:9094". Its error repeats of
+// what was given nothing but IP addresses.
 func ParseAddress(s string) (Address, error) {
 	host, port := s, ""
 	switch {
@@ -107,6 +107,11 @@ func ParseAddress(s string) (Address, error) {
 		a.Port = uint16(n)
 	}
 	ip, err := netip.ParseAddr(host)
+	if host == s && err == nil && ip.Is6() {
+		if err := barePort(s); err != nil {
+			return a, err
+		}
+	}
 	if err != nil {
 		return a, hostNameProblem(host)
 	}
@@ -120,6 +125,17 @@ func ParseAddress(s string) (Address, error) {
 		return a, errors.New("not the address of one machine")
 	}
 	return a, nil
+}
+
+// barePort refuses an IPv6 address that ends like the default port where what is before it is an address, too: it was
+// meant as a port, and the last group of an address that is meant can be written in brackets.
+func barePort(s string) error {
+	host, ok := strings.CutSuffix(s, ":"+strconv.Itoa(DefaultGossipPort))
+	if _, err := netip.ParseAddr(host); !ok || err != nil {
+		return nil
+	}
+	return fmt.Errorf("an IPv6 address with a port is written [%s]:%d, and one without a port that ends so [%s]",
+		host, DefaultGossipPort, s)
 }
 
 var errNotPort = errors.New("the port is not a number from 1 to 65535")
@@ -235,8 +251,10 @@ func (l *loader) cluster(cfg *Config, doc *section, v *yaml.Node) {
 			}
 			c.Name = v.Value
 		case "key_file":
-			if v.Value == "" {
-				return // As good as left out.
+			// It could be as good as left out; but a template whose variable is empty must not end the encryption.
+			if strings.TrimSpace(v.Value) == "" {
+				doc.add(v, "empty; leave the field out if everything is to be sent in clear")
+				return
 			}
 			c.KeyFile = resolve(doc.dir, v.Value)
 			cfg.ClusterKeys = l.clusterKeys(doc, v, c.KeyFile)

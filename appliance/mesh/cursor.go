@@ -18,6 +18,7 @@ const maxFields = 32
 
 var (
 	errShort = errors.New("it ends too early")
+	errEnded = errors.New("the connection ended in the middle of a message")
 	errLong  = errors.New("it is longer than any message of ours")
 )
 
@@ -35,6 +36,9 @@ type cursor struct {
 // take returns the next n bytes.
 func (c *cursor) take(n int) ([]byte, error) {
 	if n < 0 || n > c.limit-c.pos {
+		if n > 0 && c.src == nil && c.limit == len(c.buf) {
+			return nil, errShort // A packet that was cut off.
+		}
 		return nil, errLong
 	}
 	for len(c.buf)-c.pos < n {
@@ -53,7 +57,7 @@ func (c *cursor) take(n int) ([]byte, error) {
 		got, err := io.ReadFull(c.src, c.buf[have:])
 		c.buf = c.buf[:have+got]
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, errShort
+			return nil, errEnded
 		}
 		if err != nil {
 			return nil, err

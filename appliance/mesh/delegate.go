@@ -36,7 +36,7 @@ func (d delegate) NotifyMsg(b []byte) {
 
 // GetBroadcasts gives the changes of our states that go with the next packet.
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	messages := d.m.queue.GetBroadcasts(overhead, limit)
+	messages := d.m.queue.take(overhead, limit)
 	d.m.metrics.sent.WithLabelValues(kindUpdate).Add(float64(len(messages)))
 	for _, b := range messages {
 		d.m.metrics.sentSize.WithLabelValues(kindUpdate).Add(float64(len(b)))

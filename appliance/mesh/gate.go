@@ -72,8 +72,9 @@ func (g *gate) close() {
 	}
 }
 
-// refused counts a failed handshake and logs it, unless the same was logged a moment ago.
-func (g *gate) refused(side string, remote net.Addr, err error) {
+// refused counts a failed handshake and logs it, unless the same was logged a moment ago. member is who was called, ""
+// if somebody called us.
+func (g *gate) refused(side, member string, remote net.Addr, err error) {
 	reason := reasonOf(err)
 	g.counts.WithLabelValues(reason).Inc()
 	if reason == refusedClosed {
@@ -81,8 +82,13 @@ func (g *gate) refused(side string, remote net.Addr, err error) {
 		g.logger.Debug("gRPC connection ended in its handshake", "side", side, "remote", addrString(remote))
 		return
 	}
-	since, ok := g.quiet.allow(reason+" "+ipOf(remote).String(), time.Now())
+	since, ok := g.quiet.allow(reason+" "+ipOf(remote).String()+" "+member, time.Now())
 	if !ok {
+		return
+	}
+	if member != "" {
+		g.logger.Warn("a replica cannot be reached by gRPC", "member", member, "remote", addrString(remote),
+			"reason", reason, "err", err, "not_logged_since", since)
 		return
 	}
 	g.logger.Warn("gRPC connection refused", "side", side, "remote", addrString(remote), "reason", reason, "err", err,

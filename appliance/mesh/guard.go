@@ -75,6 +75,8 @@ func damaged(err error) error {
 	switch {
 	case errors.As(err, &r):
 		return r
+	case errors.Is(err, errEnded):
+		return reject(reasonIncomplete, "%v", err)
 	case errors.Is(err, errLong):
 		return reject(reasonSize, "the message is too large: %v", err)
 	default:

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -41,6 +42,9 @@ type joiner struct {
 	looked  bool     // The configured peers were looked up once.
 	warned  bool     // That nobody answers.
 	hurried time.Time
+
+	flooded   time.Time   // When the states were last exchanged for a flood. Only run has it.
+	unloading atomic.Bool // That exchange goes on.
 }
 
 // target is an address where a peer is or was.
@@ -52,6 +56,14 @@ type target struct {
 	busy       bool
 	greet      bool      // It is a member, and we have not exchanged our states since it came.
 	answered   time.Time // When it last answered.
+}
+
+// begin marks a target as being asked. It says whether that is to be the greeting: one that is asked for from now on
+// needs another exchange.
+func (t *target) begin() (greet bool) {
+	greet = t.greet
+	t.busy, t.greet = true, false
+	return greet
 }
 
 func newJoiner(m *Mesh) *joiner {
@@ -85,8 +97,9 @@ func (j *joiner) lost(address string) {
 }
 
 // greet exchanges the states with a member that came. It told only the one that it joined by; what that one learned of
-// it the others would have after half a minute, at best. Of two the one with the smaller name does it.
-func (j *joiner) greet(name, address string, now time.Time) {
+// it the others would have after half a minute, at best. Of two the one with the smaller name does it. What was
+// exchanged with a process that is no more does not count.
+func (j *joiner) greet(name, address string, now time.Time, isOther bool) {
 	if j.m.name > name {
 		return
 	}
@@ -96,7 +109,7 @@ func (j *joiner) greet(name, address string, now time.Time) {
 		return
 	}
 	t := j.aim(address)
-	if now.Sub(t.answered) < time.Second {
+	if !isOther && now.Sub(t.answered) < time.Second {
 		return // We joined by it.
 	}
 	t.seen, t.greet, t.next = true, true, now
@@ -167,6 +180,7 @@ func (j *joiner) run(ctx context.Context) error {
 			j.hurry(now)
 		}
 		j.step(now)
+		j.unload(now)
 		j.ripe(now.Sub(started))
 		select {
 		case <-ctx.Done():
@@ -220,13 +234,13 @@ func (j *joiner) hurry(now time.Time) {
 			t = j.aim(a)
 			t.next = now.Add(strangerRetry)
 		}
-		free := t != nil && !t.busy
+		free, greet := t != nil && !t.busy, false
 		if free {
-			t.busy = true
+			greet = t.begin()
 		}
 		j.mu.Unlock()
 		if free {
-			j.start(a, t)
+			j.start(a, t, greet)
 		}
 	}
 }
@@ -234,12 +248,17 @@ func (j *joiner) hurry(now time.Time) {
 // step asks the peers that are due.
 func (j *joiner) step(now time.Time) {
 	members := j.m.table.addresses()
-	var due []string
+	type asking struct {
+		address string
+		*target
+		greet bool
+	}
+	var due []asking
 	j.mu.Lock()
 	all, failed := 0, 0
 	for a, t := range j.targets {
 		switch {
-		case j.own(a), members[a] && !t.greet:
+		case j.own(a), members[a] && !t.greet && !t.busy:
 			t.tries, t.refused = 0, 0
 			continue
 		case !members[a]:
@@ -249,8 +268,7 @@ func (j *joiner) step(now time.Time) {
 			}
 		}
 		if !t.busy && !now.Before(t.next) {
-			t.busy = true
-			due = append(due, a)
+			due = append(due, asking{a, t, t.begin()})
 		}
 	}
 	if len(members) > 0 {
@@ -261,22 +279,18 @@ func (j *joiner) step(now time.Time) {
 		j.warned = true
 	}
 	peers := slices.Sorted(maps.Keys(j.targets))
-	targets := make([]*target, len(due))
-	for i, a := range due {
-		targets[i] = j.targets[a]
-	}
 	j.mu.Unlock()
 	if alone {
 		j.m.logger.Warn("no peer answers; this replica works alone and goes on trying",
 			"peers", strings.Join(peers[:min(len(peers), 16)], " "))
 	}
-	for i, a := range due {
-		j.start(a, targets[i])
+	for _, d := range due {
+		j.start(d.address, d.target, d.greet)
 	}
 }
 
 // start asks one peer, which is marked as busy.
-func (j *joiner) start(address string, t *target) {
+func (j *joiner) start(address string, t *target, greet bool) {
 	j.m.jobs.Go(func() {
 		select {
 		case j.slots <- struct{}{}:
@@ -286,12 +300,12 @@ func (j *joiner) start(address string, t *target) {
 		}
 		list := j.m.list.Load()
 		_, err := list.Join([]string{address})
-		j.asked(address, t, err)
+		j.asked(address, t, greet, err)
 	})
 }
 
 // asked notes how it went.
-func (j *joiner) asked(address string, t *target, err error) {
+func (j *joiner) asked(address string, t *target, greet bool, err error) {
 	now := time.Now()
 	isMember := j.m.table.addresses()[address]
 	others := j.m.table.countAlive() > 1
@@ -300,7 +314,9 @@ func (j *joiner) asked(address string, t *target, err error) {
 	before := t.tries
 	refused, why := false, ""
 	if err == nil {
-		t.greet, t.answered = false, now
+		t.answered = now
+	} else {
+		t.greet = t.greet || greet
 	}
 	switch {
 	case err == nil && isMember:

@@ -52,6 +52,8 @@ const (
 	joined changeKind = iota
 	gone
 	updated
+	// restarted is another process at the same address, that came before its forerunner was missed.
+	restarted
 )
 
 // maxChanges bounds the changes that wait for being told.
@@ -113,7 +115,7 @@ func copyNode(n *memberlist.Node) memberlist.Node {
 	return c
 }
 
-// alive notes that a member joined, or has a new card.
+// alive notes that a member joined, has a new card, or is another process than before.
 func (t *table) alive(n *memberlist.Node, now time.Time) {
 	card, err := decodeCard(n.Meta)
 	if err != nil {
@@ -127,18 +129,23 @@ func (t *table) alive(n *memberlist.Node, now time.Time) {
 		e = &entry{}
 		t.members[n.Name] = e
 	}
+	isOther := !isNew && !card.Started.IsZero() && !e.Card.Started.IsZero() && !card.Started.Equal(e.Card.Started)
 	e.node = copyNode(n)
 	e.Name, e.Address, e.Card, e.Alive, e.Left = n.Name, n.Address(), card, true, false
 	e.Self = n.Name == t.self
 	if e.Self {
 		return
 	}
-	if isNew {
-		e.Since, e.RTT, e.ClockSkew, e.skews, e.leaving = now, 0, 0, nil, time.Time{}
-		t.tell(joined, e)
+	if !isNew && !isOther {
+		t.tell(updated, e)
 		return
 	}
-	t.tell(updated, e)
+	e.Since, e.RTT, e.ClockSkew, e.skews, e.leaving = now, 0, 0, nil, time.Time{}
+	if isNew {
+		t.tell(joined, e)
+	} else {
+		t.tell(restarted, e)
+	}
 }
 
 // gone notes that a member left or died.

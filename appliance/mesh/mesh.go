@@ -77,7 +77,7 @@ type Mesh struct {
 	memory    *memory
 	table     *table
 	states    *states
-	queue     *memberlist.TransmitLimitedQueue
+	queue     *outbox
 	conflicts *conflicts
 	join      *joiner
 
@@ -172,7 +172,7 @@ func New(opts Options) (_ *Mesh, err error) {
 	m.seeds = newSeeds(cfg.Cluster.Peers, nil, config.DefaultGossipPort)
 	m.table = newTable(Member{Name: m.name, Address: m.wire.advertise.String(), Card: m.card, Since: m.card.Started})
 	m.states.leaving = m.table.leaving
-	m.queue = &memberlist.TransmitLimitedQueue{NumNodes: m.table.countAlive, RetransmitMult: 4}
+	m.queue = newOutbox(m.table.countAlive)
 	m.join = newJoiner(m)
 	m.metrics.watch(opts.Registerer, m)
 	return m, nil
@@ -449,7 +449,7 @@ func (m *Mesh) AddState(key string, s cluster.State, reg prometheus.Registerer) 
 	if reg == nil {
 		reg = prometheus.NewRegistry() // Upstream makes no channel without one.
 	}
-	send := func(b []byte) { m.queue.QueueBroadcast(broadcast(b)) }
+	send := func(b []byte) { m.queue.add(broadcast(b)) }
 	sendLarge := func(n *memberlist.Node, b []byte) error {
 		list := m.list.Load()
 		if list == nil {
@@ -463,7 +463,8 @@ func (m *Mesh) AddState(key string, s cluster.State, reg prometheus.Registerer) 
 // Members are all that are there, and those that left or died in the last ten minutes, sorted by name.
 func (m *Mesh) Members() []Member { return m.table.list(time.Now()) }
 
-// OnChange has f called after a member joined, left or died. Call it before Run; f must not block.
+// OnChange has f called after a member joined, left, died, or restarted, also where it was not missed meanwhile. Call it
+// before Run; f must not block.
 func (m *Mesh) OnChange(f func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -107,7 +107,7 @@ func TestThreeFormAMesh(t *testing.T) {
 			b.SetCompleteness(0.5)
 			until(t, 15*time.Second, "completeness is told", func() bool { m, _ := a.table.get("b"); return m.Card.Completeness == 0.5 })
 			for _, reason := range allReasons {
-				if n := a.refused(reason); n != 0 {
+				if n := a.refused(reason); n != 0 && reason != reasonIncomplete { // Friends may be slow.
 					t.Errorf("%v messages refused for %q among friends", n, reason)
 				}
 			}
@@ -328,6 +328,9 @@ func TestStateTooLargeIsLeftOut(t *testing.T) {
 	until(t, 15*time.Second, "the small state is there", func() bool { return b.bag.has("small") })
 	if n := a.value("tocsin_mesh_state_left_out_total", "key", "huge"); n < 1 {
 		t.Errorf("tocsin_mesh_state_left_out_total = %v", n)
+	}
+	if a.states.missed.Load() < 1 {
+		t.Error("the exchange is taken for one that carried everything")
 	}
 	if !strings.Contains(a.log.String(), "too large to be exchanged") {
 		t.Error("nobody was told")

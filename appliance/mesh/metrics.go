@@ -20,6 +20,7 @@ type metrics struct {
 	alive                                  *prometheus.CounterVec
 	pings                                  *prometheus.HistogramVec
 	upstreamConflicts, conflicts           prometheus.Counter
+	restarts, floods                       prometheus.Counter
 
 	refused   *prometheus.CounterVec
 	unknown   prometheus.Counter
@@ -75,9 +76,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			"Total number of times memberlist has noticed conflicting peer names"),
 		conflicts: counter("tocsin_mesh_name_conflicts_total",
 			"Times another replica was seen that bears this one's name. A few are normal after a change of address."),
+		restarts: counter("tocsin_mesh_member_restarts_total",
+			"Times a member was another process all of a sudden: it had restarted before anybody missed it."),
+		floods: counter("tocsin_mesh_floods_total",
+			"Times the full states were exchanged with all members because too many changes waited."),
 		refused: counters("tocsin_mesh_refused_total",
 			"Messages of the mesh that were refused: cluster (another cluster), key (no key that is accepted), "+
-				"plaintext (not encrypted), malformed, size, version, busy (too much at once), member (a name or an "+
+				"plaintext (not encrypted), malformed, incomplete (the connection ended in the middle of one), size, version, busy (too much at once), member (a name or an "+
 				"address that cannot be, or too many members), state (could not be merged).",
 			"reason"),
 		unknown: counter("tocsin_mesh_unknown_states_total",
@@ -125,7 +130,7 @@ func (m *metrics) watch(reg prometheus.Registerer, mesh *Mesh) {
 			return 0
 		})
 	gauge("alertmanager_cluster_messages_queued", "Number of cluster messages which are queued.",
-		func() float64 { return float64(mesh.queue.NumQueued()) })
+		func() float64 { return float64(mesh.queue.waiting()) })
 	info := f.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "alertmanager_cluster_peer_info",
 		Help: "A metric with a constant '1' value labeled by peer name.",

@@ -15,16 +15,18 @@ const (
 	reasonKey       = "key"       // It is encrypted with a key that we do not have.
 	reasonPlaintext = "plaintext" // It is not encrypted, and we have a key.
 	reasonMalformed = "malformed"
-	reasonSize      = "size"
-	reasonVersion   = "version" // It is of a version that we cannot speak with.
-	reasonBusy      = "busy"    // Too much at once.
-	reasonMember    = "member"  // It names a member with a name or an address that cannot be, or too many.
-	reasonState     = "state"   // A state could not be merged.
+	// The connection ended in the middle of a message. Nobody is to blame: a peer was slow, or died.
+	reasonIncomplete = "incomplete"
+	reasonSize       = "size"
+	reasonVersion    = "version" // It is of a version that we cannot speak with.
+	reasonBusy       = "busy"    // Too much at once.
+	reasonMember     = "member"  // It names a member with a name or an address that cannot be, or too many.
+	reasonState      = "state"   // A state could not be merged.
 )
 
 var allReasons = []string{
-	reasonCluster, reasonKey, reasonPlaintext, reasonMalformed, reasonSize, reasonVersion, reasonBusy, reasonMember,
-	reasonState,
+	reasonCluster, reasonKey, reasonPlaintext, reasonMalformed, reasonIncomplete, reasonSize, reasonVersion, reasonBusy,
+	reasonMember, reasonState,
 }
 
 // quietFor is how long a warning that was given is not given again.
@@ -100,6 +102,10 @@ func (r *refusals) note(remote string, why *refusal) {
 	}
 	if since > 0 {
 		attrs = append(attrs, "more_since_last_time", since)
+	}
+	if why.reason == reasonIncomplete {
+		r.logger.Info("a message of the mesh did not arrive whole", attrs...)
+		return
 	}
 	r.logger.Warn("traffic of the mesh was refused", attrs...)
 }

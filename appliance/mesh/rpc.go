@@ -319,7 +319,7 @@ type transport struct {
 func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, grpccreds.AuthInfo, error) {
 	if !t.gate.enter(raw) {
 		err := unfit(refusedBusy, "too many handshakes at once")
-		t.gate.refused("accept", raw.RemoteAddr(), err)
+		t.gate.refused("accept", "", raw.RemoteAddr(), err)
 		return nil, nil, errors.Join(err, raw.Close())
 	}
 	defer t.gate.leave(raw)
@@ -335,7 +335,7 @@ func (t *transport) ClientHandshake(ctx context.Context, authority string, raw n
 
 func (t *transport) shaken(side string, raw, conn net.Conn, info grpccreds.AuthInfo, err error) (net.Conn, grpccreds.AuthInfo, error) {
 	if err != nil {
-		t.gate.refused(side, raw.RemoteAddr(), err)
+		t.gate.refused(side, t.member, raw.RemoteAddr(), err)
 		return nil, nil, err
 	}
 	tlsInfo, ok := info.(grpccreds.TLSInfo)

@@ -332,6 +332,30 @@ func TestRPCAnswersNobodyElse(t *testing.T) {
 	require.Contains(t, b.log.String(), "staging")
 }
 
+// TestRPCToAFrozenReplica calls one that takes connections and says nothing, as a process that is stopped does.
+func TestRPCToAFrozenReplica(t *testing.T) {
+	t.Parallel()
+	frozen, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer frozen.Close()
+	a := startRPC(t, "c", "a", "127.0.0.1:0", rpcKey(1))
+	_, err = a.call(t, "b", frozen.Addr().String(), "Who", nil)
+	require.Error(t, err)
+	require.Contains(t, a.log.String(), `msg="a replica cannot be reached by gRPC" member=b`)
+	require.Contains(t, a.log.String(), "reason=timeout")
+	require.NotContains(t, a.log.String(), "refused")
+	require.EqualValues(t, 1, a.refusals(refusedTimeout))
+
+	// Who calls and says nothing is still refused.
+	conn, err := net.Dial("tcp", a.address())
+	require.NoError(t, err)
+	defer conn.Close()
+	_, _ = io.Copy(io.Discard, conn) // Until it hangs up.
+	require.Eventually(t, func() bool {
+		return strings.Contains(a.log.String(), `msg="gRPC connection refused" side=accept`)
+	}, rpcPatience, time.Millisecond)
+}
+
 // TestRPCHoldsHandshakesToTheirTime opens connections that say nothing.
 func TestRPCHoldsHandshakesToTheirTime(t *testing.T) {
 	t.Parallel()

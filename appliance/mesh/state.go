@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/alertmanager/cluster"
@@ -34,6 +35,9 @@ type states struct {
 	quiet    limiter
 	// leaving is called with the name of a member that says goodbye.
 	leaving func(member string)
+
+	// missed counts what full could not pack, or the others will not merge: an exchange has not carried it.
+	missed atomic.Int64
 
 	mu    sync.RWMutex
 	byKey map[string]cluster.State
@@ -67,6 +71,9 @@ func (s *states) full() []byte {
 	size := 0
 	for _, key := range slices.Sorted(maps.Keys(all)) {
 		b, err := s.read(key, all[key])
+		if err != nil || entries(key, b) > maxEntries {
+			s.missed.Add(1)
+		}
 		if err != nil {
 			s.warn(key, "a state could not be packed for another member", "key", key, "err", err)
 			continue
@@ -80,12 +87,14 @@ func (s *states) full() []byte {
 		size -= len(p.Key) + len(p.Data) + 32
 		full.Parts = slices.Delete(full.Parts, i, i+1)
 		s.metrics.leftOut.WithLabelValues(p.Key).Inc()
+		s.missed.Add(1)
 		s.warn(p.Key, "a state is too large to be exchanged in full; a member that joins gets only what changes from now "+
 			"on: let silences expire, or notify of fewer groups",
 			"key", p.Key, "bytes", len(p.Data), "limit_bytes", maxFullState)
 	}
 	b, err := proto.Marshal(&full)
 	if err != nil {
+		s.missed.Add(1)
 		s.warn("", "the states could not be packed for another member", "err", err)
 		return nil
 	}

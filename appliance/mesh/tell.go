@@ -82,7 +82,7 @@ func (m *Mesh) tell(ctx context.Context) {
 	}
 }
 
-// told handles one change; it says whether somebody came or went.
+// told handles one change; it says whether somebody came or went, or came back as another process.
 func (m *Mesh) told(c change) bool {
 	e := c.member
 	attrs := []any{"member", e.Name, "address", e.Address}
@@ -96,7 +96,11 @@ func (m *Mesh) told(c change) bool {
 		m.metrics.joined.Inc()
 		m.metrics.up.WithLabelValues(e.Name).Set(1)
 		m.logger.Info("a member joined the mesh", attrs...)
-		m.join.greet(e.Name, e.Address, time.Now())
+		m.join.greet(e.Name, e.Address, time.Now(), false)
+	case restarted:
+		m.metrics.restarts.Inc()
+		m.logger.Info("a member has restarted", append(attrs, "started", e.Card.Started)...)
+		m.join.greet(e.Name, e.Address, time.Now(), true)
 	case gone:
 		m.metrics.left.Inc()
 		m.metrics.up.WithLabelValues(e.Name).Set(0)
@@ -126,11 +130,10 @@ func (m *Mesh) tidy() {
 		m.metrics.forget(name)
 		m.rpc.forget(name)
 	}
-	if n := m.queue.NumQueued(); n > maxQueue {
-		m.queue.Prune(maxQueue)
-		m.metrics.pruned.Add(float64(n - maxQueue))
-		m.logger.Warn("changes are dropped because too many wait; the regular exchange of all states carries them",
-			"waiting", n, "limit", maxQueue)
+	if n := m.queue.prune(maxQueue); n > 0 {
+		m.metrics.pruned.Add(float64(n))
+		m.logger.Warn("changes are dropped because too many wait; the next exchange of all states carries them",
+			"dropped", n, "limit", maxQueue)
 	}
 	m.remember()
 }

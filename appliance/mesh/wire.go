@@ -8,9 +8,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -269,6 +271,10 @@ func (h *heldConn) inspect(inbound bool) error {
 		if errors.As(err, &r) {
 			return io.EOF
 		}
+		return err
+	}
+	if !h.wire.stopping() && (errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ECONNRESET)) {
+		h.wire.note(h.RemoteAddr().String(), reject(reasonIncomplete, "%v: %v", errEnded, err))
 		return err
 	}
 	h.wire.note(h.RemoteAddr().String(), err)

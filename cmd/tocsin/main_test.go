@@ -37,7 +37,7 @@ func TestCommands(t *testing.T) {
 		"a bad log level":         {[]string{"run", "--log.level=loud"}, exitUsage, nil, []string{"--log.level"}},
 		"a bad origin":            {[]string{"run", "--web.cors.origin=("}, exitUsage, nil, []string{"--web.cors.origin"}},
 		"a ratio of 2":            {[]string{"run", "--auto-gomemlimit.ratio=2"}, exitUsage, nil, []string{"--auto-gomemlimit.ratio"}},
-		"a file that is missing":  {[]string{"run", "--config.file=" + filepath.Join(dir, "none.yml")}, exitUsage, nil, []string{"none.yml"}},
+		"a file that is missing":  {[]string{"run", "--config.file=" + filepath.Join(dir, "none.yml"), "--web.listen-address=127.0.0.1:0", "--alertmanager.listen-address="}, exitUsage, nil, []string{"none.yml"}},
 		"check of what we ship":   {[]string{"check", "../../packaging/etc/tocsin.yml"}, 0, []string{"is good", "2 scrape jobs"}, nil},
 		"check of a bad file":     {[]string{"check", bad}, exitUsage, nil, []string{"bad.yml:1", "replicas", "bad.yml:2", "url"}},
 		"run with a bad file":     {[]string{"run", "--config.file=" + bad, "--storage.path=" + filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0", "--alertmanager.listen-address="}, exitUsage, nil, []string{"bad.yml:1", "bad.yml:2"}},
@@ -84,6 +84,49 @@ func TestKeygen(t *testing.T) {
 		if code, _, stderr := tocsin("check", file); code != 0 {
 			t.Errorf("check refuses the key: %s", stderr)
 		}
+	}
+}
+
+// TestCheckWarns holds that check says what run would log, and that a warning is no mistake.
+func TestCheckWarns(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "tocsin.yml")
+	_, key, _ := tocsin("cluster", "keygen")
+	for name, text := range map[string]string{
+		"key":          key,
+		"tocsin.yml":   "cluster: {name: a, key_file: key, advertise_address: 127.0.0.1, peers: [10.0.0.1]}\n",
+		"no-worry.yml": "cluster: {name: a}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(filepath.Join(dir, "key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := tocsin("check", file)
+	if code != 0 || !strings.Contains(stdout, "is good") || strings.Contains(stdout, "warning") {
+		t.Errorf("exit code %d, stdout %q", code, stdout)
+	}
+	lines := strings.Split(strings.TrimSuffix(stderr, "\n"), "\n")
+	if len(lines) != 2 {
+		t.Fatalf("stderr is not two lines: %q", stderr)
+	}
+	for i, want := range [][]string{
+		{"everybody on this machine can read the cluster key", "file=" + filepath.Join(dir, "key"), "mode=-rw-r--r--"},
+		{"cluster.advertise_address is a loopback address", "advertise_address=127.0.0.1", "peer=10.0.0.1"},
+	} {
+		if !strings.HasPrefix(lines[i], "warning: ") {
+			t.Errorf("not a warning: %q", lines[i])
+		}
+		for _, part := range want {
+			if !strings.Contains(lines[i], part) {
+				t.Errorf("%q lacks %q", lines[i], part)
+			}
+		}
+	}
+	if code, _, stderr := tocsin("check", filepath.Join(dir, "no-worry.yml")); code != 0 || stderr != "" {
+		t.Errorf("exit code %d, stderr %q where nothing is to be warned of", code, stderr)
 	}
 }
 
