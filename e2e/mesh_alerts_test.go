@@ -220,3 +220,59 @@ func TestFlapping(t *testing.T) {
 		}
 	}
 }
+
+// TestReceiverOutOfReachOfOne holds that a replica that cannot reach the receiver leaves the notification to one that can,
+// whichever is the first in turn.
+func TestReceiverOutOfReachOfOne(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, clusterOptions{zones: true})
+	c.up()
+	c.hook.refuseFrom("a")
+	var groups []group
+	tl := c.timeline()
+	tl.at(0, "light eight lamps that a cannot tell of", func() {
+		for i := range 8 {
+			groups = append(groups, c.light(fmt.Sprint(i)))
+		}
+	})
+	tl.between(0, 35*time.Second, "all are told", func() error {
+		for i := range 8 {
+			if g := (group{"Lamp", fmt.Sprint(i)}); !c.hook.taken(g, "firing") {
+				return fmt.Errorf("%s is not", g)
+			}
+		}
+		return nil
+	})
+	tl.run()
+	tried := 0
+	for _, g := range groups {
+		for _, d := range c.hook.about(g, "firing") {
+			if d.from == "a" {
+				tried++
+			}
+		}
+	}
+	if tried == 0 {
+		t.Error("a was never the first in turn, so that this has shown nothing")
+	}
+}
+
+// TestQuickRestart holds that a replica that is killed and back before anybody misses it is told what it has forgotten.
+func TestQuickRestart(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, clusterOptions{})
+	c.up()
+	posted := group{"Posted", "1"}
+	if err := postAlert(c.b().amURL, posted, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	everywhere := c.alertIs("active", posted, c.options.names...)
+	eventually(t, 10*time.Second, "all have the alert", everywhere)
+	for _, name := range c.options.names {
+		c.replicas[name].kill()
+		c.replicas[name].start().ready()
+		eventually(t, 15*time.Second, name+" has it again", everywhere)
+	}
+	eventually(t, 20*time.Second, "one notification", c.hook.exactly(1, posted, "firing"))
+	during(t, 5*time.Second, "no repeat", all(c.hook.noneTwice("firing"), c.hook.atMost(0, posted, "resolved")))
+}

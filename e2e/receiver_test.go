@@ -23,6 +23,7 @@ type receiver struct {
 	got      []*delivery
 	delay    time.Duration
 	refusing bool
+	refused  string // whoever is refused besides
 	holding  func(*delivery) bool
 	released chan struct{}
 }
@@ -61,7 +62,7 @@ func (r *receiver) serve(w http.ResponseWriter, req *http.Request) {
 	}
 	r.mu.Lock()
 	r.got = append(r.got, d)
-	delay, refusing, hold, released := r.delay, r.refusing, r.holding != nil && r.holding(d), r.released
+	delay, refusing, hold, released := r.delay, r.refusing || d.from == r.refused, r.holding != nil && r.holding(d), r.released
 	if hold {
 		r.holding = nil // one is enough
 		d.outcome = "held"
@@ -104,6 +105,18 @@ func (r *receiver) refuse(yes bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.refusing = yes
+}
+
+// refuseFrom answers 500 to one zone from now on, as if the way from there were broken.
+func (r *receiver) refuseFrom(zone string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refused = zone
+}
+
+// taken says whether a notification about the group was answered well.
+func (r *receiver) taken(g group, status string) bool {
+	return slices.ContainsFunc(r.about(g, status), func(d delivery) bool { return d.outcome == "taken" })
 }
 
 // holdNext keeps the next request about the group without an answer, until its sender is gone or release is called.
