@@ -132,7 +132,7 @@ func ParseAddress(s string) (Address, error) {
 func barePort(s string) error {
 	host, ok := strings.CutSuffix(s, ":"+strconv.Itoa(DefaultGossipPort))
 	if _, err := netip.ParseAddr(host); !ok || err != nil {
-		return nil
+		return nil //nolint:nilerr // Only what is an address twice is mistaken.
 	}
 	return fmt.Errorf("an IPv6 address with a port is written [%s]:%d, and one without a port that ends so [%s]",
 		host, DefaultGossipPort, s)
