@@ -68,7 +68,7 @@ fuzz: ## Run every fuzz target for a while (FUZZTIME=30s each).
 .PHONY: proto
 proto: ## Generate the messages between replicas anew; needs protoc, protoc-gen-go 1.36.11 and protoc-gen-go-grpc 1.6.0.
 	protoc --proto_path=. --go_out=. --go_opt=paths=source_relative \
-	  --go-grpc_out=. --go-grpc_opt=paths=source_relative $$(git ls-files '*.proto')
+	  --go-grpc_out=. --go-grpc_opt=paths=source_relative,require_unimplemented_servers=false $$(git ls-files '*.proto')
 
 ##@ Check
 

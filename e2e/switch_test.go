@@ -129,7 +129,7 @@ func (w *wire) take(data []byte) {
 func (w *wire) carry() {
 	for f := range w.frames {
 		if wait := time.Until(f.due); wait > 0 {
-			time.Sleep(wait)
+			time.Sleep(wait) // The delay that the way is to have; nothing is waited for.
 		}
 		if w.fault.Load().cut { // on the way
 			w.dropped.Add(1)

@@ -257,9 +257,7 @@ func (a *Alert) Run(ctx context.Context) error {
 		})
 	})
 	if a.peers != nil {
-		failed := func(err error) { a.logger.Error("alerts did not reach the Alertmanager", "err", err) }
-		a.jobs.Go(func() { a.peers.run(a.peers.ctx, failed) })
-		a.jobs.Go(func() { a.relay.run(a.peers.ctx) })
+		a.peers.start()
 	}
 	a.deliver(ctx)
 	return a.Close()

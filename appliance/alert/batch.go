@@ -16,6 +16,7 @@ type batches[T any] struct {
 	mu      sync.Mutex
 	waiting map[string][]T
 	calls   map[string]int
+	closed  bool
 	jobs    sync.WaitGroup
 }
 
@@ -23,10 +24,13 @@ func newBatches[T any](send func(member string, batch []T)) *batches[T] {
 	return &batches[T]{send: send, waiting: map[string][]T{}, calls: map[string]int{}}
 }
 
-// add does not block.
+// add does not block. After close nothing is sent.
 func (b *batches[T]) add(member string, thing T) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
 	b.waiting[member] = append(b.waiting[member], thing)
 	if b.calls[member] < maxCalls {
 		b.calls[member]++
@@ -62,5 +66,10 @@ func (b *batches[T]) next(member string) []T {
 	return batch
 }
 
-// wait waits for the calls that are under way.
-func (b *batches[T]) wait() { b.jobs.Wait() }
+// close waits for the calls that are under way and what waits for them. Upstream's groups may still be ending.
+func (b *batches[T]) close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.jobs.Wait()
+}

@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/tsdb/fileutil"
 )
 
 // maxRecord bounds one journal record: a longer one is a damaged length, not a silence.
@@ -165,11 +166,9 @@ func (j *journal) snapshot(path string, write func(io.Writer) (int64, error)) (s
 	if err != nil {
 		return size, fmt.Errorf("write the snapshot %s: %w", path, err)
 	}
-	if err = os.Rename(tmp.Name(), path); err != nil {
+	// It syncs the directory too.
+	if err = fileutil.Rename(tmp.Name(), path); err != nil {
 		return size, fmt.Errorf("put the snapshot in place: %w", err)
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return size, err
 	}
 	if err := os.Remove(j.aside()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return size, fmt.Errorf("remove the journal that the snapshot covers: %w", err)
@@ -209,19 +208,6 @@ func (j *journal) close() error {
 	defer j.mu.Unlock()
 	if err := j.f.Close(); err != nil {
 		return fmt.Errorf("close the journal: %w", err)
-	}
-	return nil
-}
-
-// syncDir makes the renames in a directory durable.
-func syncDir(dir string) (err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("open directory to sync it: %w", err)
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
 	}
 	return nil
 }

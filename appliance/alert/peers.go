@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	apiv2 "github.com/prometheus/alertmanager/api/v2"
@@ -26,7 +27,6 @@ const drainTurns = 5 * time.Second
 
 // peers is what this replica's Alertmanager and the others' say to each other beyond gossip.
 type peers struct {
-	peerspb.UnimplementedPeersServer
 	mesh  Mesh
 	turns *turns
 	relay *relay
@@ -37,6 +37,7 @@ type peers struct {
 	change chan struct{}
 	ctx    context.Context
 	cancel context.CancelFunc
+	jobs   sync.WaitGroup
 }
 
 // meet joins this replica's Alertmanager to the others'. It is for a mesh with a key: nobody else may deliver alerts.
@@ -71,19 +72,22 @@ func incarnation(m Mesh) int64 {
 	return 0
 }
 
-// run follows the mesh until ctx ends.
-func (p *peers) run(ctx context.Context, failed func(error)) {
-	for {
-		p.turns.changed()
-		if err := p.relay.changed(p.ctx); err != nil {
-			failed(err)
+// start follows the mesh, and forgets what has lapsed, until stop.
+func (p *peers) start() {
+	p.jobs.Go(func() { p.relay.run(p.ctx) })
+	p.jobs.Go(func() {
+		for {
+			p.turns.changed()
+			if err := p.relay.changed(p.ctx); err != nil {
+				p.relay.logger.Error("alerts did not reach the Alertmanager", "err", err)
+			}
+			select {
+			case <-p.change:
+			case <-p.ctx.Done():
+				return
+			}
 		}
-		select {
-		case <-p.change:
-		case <-ctx.Done():
-			return
-		}
-	}
+	})
 }
 
 // drain leaves to the others what this replica has not begun, and waits for the rest. The others must still be
@@ -97,9 +101,10 @@ func (p *peers) drain() {
 
 func (p *peers) stop() {
 	p.cancel()
+	p.jobs.Wait()
 	p.relay.stop()
-	p.asks.wait()
-	p.passes.wait()
+	p.asks.close()
+	p.passes.close()
 }
 
 // askDeadFor is how long a replica that the mesh holds dead is asked all the same: it may be slow only.
@@ -309,7 +314,7 @@ func (a *Alert) takeFromOutside(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	held := &answer{header: w.Header()}
-	a.relay.overheard(func() []posted {
+	err = a.relay.overheard(r.Context(), func() []posted {
 		a.serve(held, r)
 		// Upstream takes the good ones out of a request with bad ones.
 		if held.code != http.StatusOK && held.code != http.StatusBadRequest {
@@ -317,6 +322,9 @@ func (a *Alert) takeFromOutside(w http.ResponseWriter, r *http.Request) {
 		}
 		return a.decode(r.Context(), body)
 	})
+	if err != nil {
+		a.logger.Error("alerts did not reach the Alertmanager", "err", err)
+	}
 	held.WriteHeader(http.StatusOK)
 	w.WriteHeader(held.code)
 	_, _ = w.Write(held.body.Bytes()) // The client may be gone.

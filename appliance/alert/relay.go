@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -90,11 +91,23 @@ func (r *relay) say(ctx context.Context, alerts []posted) error {
 }
 
 // overheard has the Alertmanager take what was posted from outside, and brings it to the others. Nothing that another
-// replica has taken before can come in between.
-func (r *relay) overheard(take func() []posted) {
+// replica has taken before can come in between. Where a replica's rules say something else of the same alert, as while
+// one moves here from a Prometheus with the same rules, the Alertmanager is told what that makes together.
+func (r *relay) overheard(ctx context.Context, take func() []posted) error {
 	r.ordered.Lock()
 	defer r.ordered.Unlock()
-	r.note(r.statements("", take()), true)
+	statements := r.statements("", take())
+	r.mu.Lock()
+	for _, st := range statements {
+		delete(r.has, fingerprint(st.GetLabels())) // It has something else now.
+	}
+	r.mu.Unlock()
+	news := r.note(statements, true)
+	return r.hand(ctx, slices.DeleteFunc(news, func(p posted) bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.said[fingerprint(p.Labels)]) < 2
+	}))
 }
 
 func (r *relay) statements(source string, alerts []posted) []*peerspb.Statement {
@@ -154,7 +167,7 @@ func (r *relay) note(statements []*peerspb.Statement, tell bool) []posted {
 	changed := make([]model.Fingerprint, 0, len(statements))
 	var overflow []posted
 	for _, s := range statements {
-		fp := fingerprint(s)
+		fp := fingerprint(s.GetLabels())
 		size := proto.Size(s)
 		if old, ok := r.said[fp][s.GetSource()]; ok {
 			if overtaken(s, old.Statement) {

@@ -88,9 +88,9 @@ func later(a, b heard) bool {
 }
 
 // fingerprint identifies an alert by its labels, as Alertmanager does.
-func fingerprint(s *peerspb.Statement) model.Fingerprint {
-	ls := make(model.LabelSet, len(s.GetLabels()))
-	for n, v := range s.GetLabels() {
+func fingerprint(labels map[string]string) model.Fingerprint {
+	ls := make(model.LabelSet, len(labels))
+	for n, v := range labels {
 		if v != "" {
 			ls[model.LabelName(n)] = model.LabelValue(v)
 		}

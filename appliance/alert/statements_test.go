@@ -160,6 +160,20 @@ func (s *street) fires(at, alert string) bool {
 	return s.put[at][alert].EndsAt.After(time.Now())
 }
 
+// hearOutside is what a POST to the Alertmanager API does.
+func hearOutside(t *testing.T, r *relay, alerts []posted) {
+	t.Helper()
+	err := r.overheard(t.Context(), func() []posted {
+		if err := r.put(t.Context(), alerts); err != nil {
+			t.Error(err)
+		}
+		return alerts
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func alertOf(name string, ends time.Duration) []posted {
 	return []posted{{Labels: map[string]string{"alertname": name}, StartsAt: time.Now(), EndsAt: time.Now().Add(ends)}}
 }
@@ -222,7 +236,7 @@ func TestRelayCatchesUp(t *testing.T) {
 		); err != nil {
 			t.Fatal(err)
 		}
-		s.relays["a"].overheard(func() []posted { return alertOf("outside", 10*time.Minute) })
+		hearOutside(t, s.relays["a"], alertOf("outside", 10*time.Minute))
 		pass(time.Minute)
 		if !s.fires("b", "before") || s.fires("b", "during") {
 			t.Error("a replica that is cut off has heard something")
@@ -287,13 +301,7 @@ func TestRelayOfOutsideOrder(t *testing.T) {
 		s.delay = func() time.Duration { return time.Second }
 		post := func(to string, ends time.Duration) {
 			r := s.relays[to]
-			r.overheard(func() []posted {
-				as := alertOf("x", ends)
-				if err := r.put(t.Context(), as); err != nil {
-					t.Error(err)
-				}
-				return as
-			})
+			hearOutside(t, r, alertOf("x", ends))
 		}
 		post("b", 10*time.Minute)
 		pass(time.Millisecond)
@@ -308,12 +316,32 @@ func TestRelayOfOutsideOrder(t *testing.T) {
 	})
 }
 
+// TestRelayOfTheSameFromOutside holds that an end that is posted does not resolve what a replica's own rule still sees.
+func TestRelayOfTheSameFromOutside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStreet("a", "b")
+		s.changed(t)
+		if err := s.relays["b"].say(t.Context(), alertOf("x", 10*time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		hearOutside(t, s.relays["a"], alertOf("x", -time.Millisecond))
+		pass(time.Second)
+		for _, at := range []string{"a", "b"} {
+			if !s.fires(at, "x") {
+				t.Errorf("replica %s has it resolved", at)
+			}
+		}
+		s.stop()
+	})
+}
+
 // TestRelayTellsTheRestarted holds that a replica that was never missed, so quickly was it back, is told everything.
 func TestRelayTellsTheRestarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStreet("a", "b")
 		s.changed(t)
-		s.relays["a"].overheard(func() []posted { return alertOf("x", 10*time.Minute) })
+		hearOutside(t, s.relays["a"], alertOf("x", 10*time.Minute))
 		pass(time.Second)
 		if !s.fires("b", "x") {
 			t.Fatal("it was not told at all")
@@ -347,7 +375,7 @@ func TestRelayOfLargeAlerts(t *testing.T) {
 		for i := range n {
 			as := alertOf(fmt.Sprint(i), time.Hour)
 			as[0].Annotations = map[string]string{"x": strings.Repeat("x", 1<<20)}
-			s.relays["a"].overheard(func() []posted { return as })
+			hearOutside(t, s.relays["a"], as)
 		}
 		s.changed(t)
 		pass(10 * time.Second)
@@ -464,7 +492,7 @@ func TestRelayIsBounded(t *testing.T) {
 			t.Errorf("%d statements were made of rubbish", s.relays["a"].count)
 		}
 		for i := range 100 {
-			s.relays["a"].overheard(func() []posted { return alertOf(fmt.Sprint(i), time.Minute) })
+			hearOutside(t, s.relays["a"], alertOf(fmt.Sprint(i), time.Minute))
 		}
 		s.relays["a"].forget(time.Now().Add(2 * time.Minute))
 		if s.relays["a"].count != 0 || len(s.relays["a"].said) != 0 {

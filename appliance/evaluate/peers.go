@@ -9,12 +9,10 @@ import (
 	"time"
 
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/rules"
 	"github.com/prometheus/prometheus/storage"
-	"github.com/prometheus/prometheus/tsdb/chunkenc"
-	"github.com/prometheus/prometheus/tsdb/chunks"
 	"google.golang.org/grpc"
 
 	"github.com/tocsin-io/tocsin/appliance/evaluate/peerspb"
@@ -44,7 +42,6 @@ type Mesh interface {
 // stored, and since when the others have the alert active. An alert that began while this replica was away, or whose
 // `for` would begin anew, goes on as it is everywhere else.
 type peers struct {
-	peerspb.UnimplementedPeersServer
 	e     *Evaluate
 	mesh  Mesh
 	local storage.Queryable
@@ -113,7 +110,9 @@ func (q *querier) Select(ctx context.Context, sorted bool, hints *storage.Select
 	for _, a := range q.peers.active(ctx) {
 		series := labels.NewBuilder(a.labels).Set(model.MetricNameLabel, forState).Labels()
 		if matches(series, matchers) {
-			theirs = append(theirs, storage.NewListSeries(series, []chunks.Sample{sample{q.at, float64(a.at)}}))
+			theirs = append(theirs, promql.NewStorageSeries(promql.Series{
+				Metric: series, Floats: []promql.FPoint{{T: q.at, F: float64(a.at)}},
+			}))
 		}
 	}
 	// The later of two series with the same labels holds, and the others were there all the time.
@@ -215,16 +214,3 @@ func (c *concatenated) Next() bool {
 }
 
 func (c *concatenated) At() storage.Series { return c.at }
-
-// sample is one float.
-type sample struct {
-	t int64
-	v float64
-}
-
-func (s sample) T() int64                      { return s.t }
-func (s sample) F() float64                    { return s.v }
-func (s sample) H() *histogram.Histogram       { return nil }
-func (s sample) FH() *histogram.FloatHistogram { return nil }
-func (s sample) Type() chunkenc.ValueType      { return chunkenc.ValFloat }
-func (s sample) Copy() chunks.Sample           { return s }

@@ -486,7 +486,7 @@ func TestLimiter(t *testing.T) {
 		if _, ok := tell("y"); !ok {
 			t.Error("another is not told")
 		}
-		time.Sleep(quietFor) //nolint:forbidigo // The bubble's clock.
+		<-time.After(quietFor)
 		if n, ok := tell("x"); !ok || n != 5 {
 			t.Errorf("after a minute: told %v, %d between", ok, n)
 		}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/prometheus/prometheus/tsdb/fileutil"
 )
 
 const (
@@ -137,15 +139,9 @@ func (m *memory) save() (err error) {
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return errors.Join(fmt.Errorf("write the peers seen to %s: %w", tmp.Name(), err), os.Remove(tmp.Name()))
 	}
-	if err := os.Rename(tmp.Name(), m.path); err != nil {
-		return errors.Join(fmt.Errorf("put the peers seen in place: %w", err), os.Remove(tmp.Name()))
-	}
-	d, err := os.Open(filepath.Dir(m.path))
-	if err != nil {
-		return fmt.Errorf("open directory to sync it: %w", err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync directory %s: %w", filepath.Dir(m.path), err)
+	// It syncs the directory too.
+	if err := fileutil.Rename(tmp.Name(), m.path); err != nil {
+		return fmt.Errorf("put the peers seen in place: %w", err)
 	}
 	return nil
 }

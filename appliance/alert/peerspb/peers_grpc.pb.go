@@ -81,7 +81,7 @@ func (c *peersClient) Pass(ctx context.Context, in *PassRequest, opts ...grpc.Ca
 }
 
 // PeersServer is the server API for Peers service.
-// All implementations must embed UnimplementedPeersServer
+// All implementations should embed UnimplementedPeersServer
 // for forward compatibility.
 //
 // Peers is served by every replica to the others, over the mesh's authenticated connections.
@@ -93,10 +93,9 @@ type PeersServer interface {
 	Ask(context.Context, *AskRequest) (*AskReply, error)
 	// Pass tells a replica that was refused turns that they are free.
 	Pass(context.Context, *PassRequest) (*Passed, error)
-	mustEmbedUnimplementedPeersServer()
 }
 
-// UnimplementedPeersServer must be embedded to have
+// UnimplementedPeersServer should be embedded to have
 // forward compatible implementations.
 //
 // NOTE: this should be embedded by value instead of pointer to avoid a nil
@@ -112,8 +111,7 @@ func (UnimplementedPeersServer) Ask(context.Context, *AskRequest) (*AskReply, er
 func (UnimplementedPeersServer) Pass(context.Context, *PassRequest) (*Passed, error) {
 	return nil, status.Error(codes.Unimplemented, "method Pass not implemented")
 }
-func (UnimplementedPeersServer) mustEmbedUnimplementedPeersServer() {}
-func (UnimplementedPeersServer) testEmbeddedByValue()               {}
+func (UnimplementedPeersServer) testEmbeddedByValue() {}
 
 // UnsafePeersServer may be embedded to opt out of forward compatibility for this service.
 // Use of this interface is not recommended, as added methods to PeersServer will

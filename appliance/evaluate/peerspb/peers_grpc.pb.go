@@ -63,17 +63,16 @@ func (c *peersClient) Active(ctx context.Context, in *ActiveRequest, opts ...grp
 type Peers_ActiveClient = grpc.ServerStreamingClient[ActiveAlerts]
 
 // PeersServer is the server API for Peers service.
-// All implementations must embed UnimplementedPeersServer
+// All implementations should embed UnimplementedPeersServer
 // for forward compatibility.
 //
 // Peers is served by every replica to the others, over the mesh's authenticated connections.
 type PeersServer interface {
 	// Active answers the alerts that are pending or firing by the replica's own rules.
 	Active(*ActiveRequest, grpc.ServerStreamingServer[ActiveAlerts]) error
-	mustEmbedUnimplementedPeersServer()
 }
 
-// UnimplementedPeersServer must be embedded to have
+// UnimplementedPeersServer should be embedded to have
 // forward compatible implementations.
 //
 // NOTE: this should be embedded by value instead of pointer to avoid a nil
@@ -83,8 +82,7 @@ type UnimplementedPeersServer struct{}
 func (UnimplementedPeersServer) Active(*ActiveRequest, grpc.ServerStreamingServer[ActiveAlerts]) error {
 	return status.Error(codes.Unimplemented, "method Active not implemented")
 }
-func (UnimplementedPeersServer) mustEmbedUnimplementedPeersServer() {}
-func (UnimplementedPeersServer) testEmbeddedByValue()               {}
+func (UnimplementedPeersServer) testEmbeddedByValue() {}
 
 // UnsafePeersServer may be embedded to opt out of forward compatibility for this service.
 // Use of this interface is not recommended, as added methods to PeersServer will
