@@ -33,6 +33,9 @@ func TestStreamsThatEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := started(t, c.keying)
+			if err := a.WaitReady(t.Context()); err != nil { // Before it is open, it hangs up on everybody.
+				t.Fatal(err)
+			}
 			conn, err := net.Dial("tcp", a.address())
 			if err != nil {
 				t.Fatal(err)
@@ -63,6 +66,9 @@ func TestStreamsThatEnd(t *testing.T) {
 	t.Run("a port check", func(t *testing.T) {
 		t.Parallel()
 		a := started(t)
+		if err := a.WaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		sendStream(t, a.address(), nil)
 		for _, reason := range []string{"incomplete", reasonMalformed} {
 			if n := a.refused(reason); n != 0 {
