@@ -18,6 +18,7 @@ DATA    ?= data
 LISTEN  ?= 127.0.0.1:9090
 PKGS    := ./appliance/... ./cmd/... ./web/...
 LINT    := $(BIN)/golangci-lint
+THANOS  := $(BIN)/peers/thanos
 
 .DEFAULT_GOAL := help
 
@@ -44,8 +45,8 @@ test: test-deps ## Install what the tests need, and run everything with the race
 	$(MAKE) e2e
 
 .PHONY: e2e
-e2e: build ## End to end: the real binary against real neighbours.
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin go test -count=1 -timeout 25m -parallel 4 ./e2e/...
+e2e: build $(THANOS) ## End to end: the real binary against real neighbours.
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin THANOS=$(CURDIR)/$(THANOS) go test -count=1 -timeout 25m -parallel 4 ./e2e/...
 
 # The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
 # whatever runs as init: the tests run them on ports of their own.
@@ -114,8 +115,12 @@ pgo: build peers test-deps ## Renew the profile that the compiler optimises by.
 	TOCSIN=$(CURDIR)/$(BIN)/tocsin go run ./e2e/bench -pgo cmd/tocsin/default.pgo
 
 .PHONY: peers
-peers: ## Build the stock peers, which are not Debian's version, into bin/peers.
+peers: $(THANOS) ## Build the stock peers, which are not Debian's version, into bin/peers.
 	GOFLAGS=-buildvcs=false go build -C e2e/peers -ldflags "-s -w -X github.com/prometheus/common/version.Version=3.9.1" -o $(CURDIR)/$(BIN)/peers/ github.com/prometheus/prometheus/cmd/prometheus
+
+# Thanos's own releases have the tag that GOFLAGS has here, so that most of this is compiled for the product anyway.
+$(THANOS): e2e/peers/go.mod e2e/peers/go.sum
+	go build -C e2e/peers -ldflags "-s -w -X github.com/prometheus/common/version.Version=0.42.4" -o $(CURDIR)/$(THANOS) github.com/thanos-io/thanos/cmd/thanos
 
 ##@ Other
 

@@ -19,10 +19,13 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 	add(&g, "configuration", a.keepConfigured)
 
 	// Rules stop before scraping: on targets that are gone, absent() would fire falsely.
-	add(&g, "evaluate", a.gated(a.evaluate.Run))
+	add(&g, "evaluate", a.gated(a.afterMesh(a.evaluate.Run)))
 	// Whatever appends stops before the store closes.
 	add(&g, "scrape", a.gated(a.scrape.Run))
 	add(&g, "federate", a.gated(a.federate.Run))
+	// Its last word is when scraping ended.
+	add(&g, "ledger", a.gated(a.ledger.Run))
+	add(&g, "heal", a.gated(a.heal.Run))
 	// After the rules, so that their last alerts are still delivered. It does not wait for the store: a replica that
 	// replays for minutes still takes alerts from outside.
 	add(&g, "alert", a.alert.Run)

@@ -22,6 +22,7 @@ import (
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	promconfig "github.com/prometheus/prometheus/config"
 	"github.com/prometheus/prometheus/discovery"
+	"github.com/prometheus/prometheus/rules"
 	promscrape "github.com/prometheus/prometheus/scrape"
 	"github.com/prometheus/prometheus/tracing"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
@@ -30,6 +31,7 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/evaluate"
 	"github.com/tocsin-io/tocsin/appliance/federate"
+	"github.com/tocsin-io/tocsin/appliance/heal"
 	"github.com/tocsin-io/tocsin/appliance/mesh"
 	"github.com/tocsin-io/tocsin/appliance/query"
 	"github.com/tocsin-io/tocsin/appliance/scrape"
@@ -58,6 +60,8 @@ type Appliance struct {
 	web      *web.Web
 	mesh     *mesh.Mesh // nil without a cluster section
 	store    *store.Store
+	ledger   *store.Ledger
+	heal     *heal.Heal
 	scrape   *scrape.Scrape
 	federate *federate.Federate
 	evaluate *evaluate.Evaluate
@@ -98,6 +102,8 @@ type reloadResult struct {
 //	                     outside Alertmanagers ◀──────── alert ────┴──▶ receivers
 //	                                                       ▲
 //	                     the other replicas ◀──── mesh ────┘ alerts, turns, silences
+//	                              ▲
+//	                              └──────▶ heal ──▶ store, query: what is missing here
 //
 // It is one straight line on purpose: each step needs what earlier ones made. An error rolls back what was opened.
 func New(opts Options) (_ *Appliance, err error) {
@@ -136,6 +142,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	o.Alertmanager = late(func() http.Handler { return a.alert.Handler() })
 	o.HostMetrics = late(func() http.Handler { return a.scrape.HostMetrics() })
 	o.Cluster = late(a.cluster)
+	o.Gaps = late(func() http.Handler { return a.heal.Handler() })
 	o.Reload, o.Ready, o.Status = a.Reload, a.Ready, a.status
 	o.Version = web.Version(opts.Version.api())
 	if opts.EnableQuit {
@@ -174,6 +181,12 @@ func New(opts Options) (_ *Appliance, err error) {
 		return nil, err
 	}
 	a.onClose("store", a.store.Close)
+	if a.ledger, err = store.OpenLedger(store.LedgerOptions{
+		Dir: filepath.Join(opts.StoragePath, "ledger"), Logger: a.component("store"), Registerer: opts.Registry,
+		Retention: a.keeps, Settle: a.settle,
+	}); err != nil {
+		return nil, err
+	}
 
 	// Alerts, silences and the state of rules come from the other replicas too, so the mesh is there before them.
 	a.zone = a.findZone(cfg)
@@ -193,6 +206,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	qo.Ready, qo.Flags, qo.ExternalURL = a.configured, opts.Flags, a.external
 	qo.ListenAddress = a.bound["web"][0]
 	qo.Version, qo.RuntimeInfo = opts.Version.api(), a.runtimeInfo
+	if a.mesh != nil && a.mesh.Keyed() {
+		qo.Gaps, qo.Peers = a.ledger, latePeers{a}
+	}
 	if a.query, err = query.New(qo); err != nil {
 		return nil, err
 	}
@@ -213,21 +229,24 @@ func New(opts Options) (_ *Appliance, err error) {
 
 	co := opts.Scrape
 	co.Logger, co.Registerer, co.SDMetrics = a.component("scrape"), opts.Registry, sd
-	co.Appendable = a.store
+	co.Appendable = a.store.Scrapes()
 	if a.scrape, err = scrape.New(co); err != nil {
 		return nil, err
 	}
 	a.onClose("scrape", func() error { a.scrape.Close(); return nil })
 
 	if a.federate, err = federate.New(federate.Options{
-		Logger: a.component("federate"), Registerer: opts.Registry, Appendable: a.store,
+		Logger: a.component("federate"), Registerer: opts.Registry, Appendable: a.store.Scrapes(),
 	}); err != nil {
 		return nil, err
 	}
 
 	eo := opts.Evaluate
 	eo.Logger, eo.Registerer = a.component("evaluate"), opts.Registry
-	eo.Queryable, eo.Appendable, eo.Engine = a.store, a.store, a.query.Engine()
+	eo.Queryable, eo.Appendable, eo.Engine = a.query.Queryable(), a.store, a.query.Engine()
+	eo.Evaluated = func(g *rules.Group, at time.Time) {
+		a.ledger.Evaluated(heal.GroupLabels(g), at.UnixMilli(), g.Interval().Milliseconds())
+	}
 	if a.mesh != nil {
 		eo.Mesh = a.mesh
 	}
@@ -237,6 +256,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	}
 	a.onClose("evaluate", func() error { a.evaluate.Close(); return nil })
 
+	if a.heal, err = a.newHeal(); err != nil {
+		return nil, err
+	}
 	a.tracing = tracing.NewManager(a.component("tracing"))
 	return a, a.limitMemory()
 }

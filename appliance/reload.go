@@ -196,10 +196,10 @@ func (a *Appliance) keepConfigured(ctx context.Context) error {
 		return err
 	}
 	a.accepted()
-	close(a.configured)
-	if a.mesh != nil {
-		a.mesh.SetCompleteness(1)
+	if err := a.beginLedger(); err != nil {
+		return err
 	}
+	close(a.configured)
 	a.logReady()
 	<-ctx.Done()
 	// A reload that is under way finishes before anything of it stops.

@@ -63,6 +63,7 @@ type Options struct {
 	Alertmanager http.Handler // serves /api/v2/...
 	HostMetrics  http.Handler // serves /metrics/node; nil = 404
 	Cluster      http.Handler // serves /api/tocsin/v1/cluster; nil = 404
+	Gaps         http.Handler // serves /api/tocsin/v1/gaps; nil = 404
 
 	Reload  func(context.Context) error // nil = off
 	Quit    func()                      // nil = off
@@ -167,7 +168,7 @@ func (o *Options) setDefaults() {
 	if o.Status == nil {
 		o.Status = func() Status { return Status{} }
 	}
-	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster} {
+	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster, &o.Gaps} {
 		if *h == nil {
 			*h = http.HandlerFunc(notFound)
 		}

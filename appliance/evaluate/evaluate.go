@@ -44,6 +44,8 @@ type Options struct {
 	OutageTolerance, ForGracePeriod, ResendDelay time.Duration
 	// Mesh is nil where there are no other replicas.
 	Mesh Mesh
+	// Evaluated is told of each evaluation of a group, with the time that its samples bear. It may be nil.
+	Evaluated func(g *rules.Group, at time.Time)
 	// MaxConcurrency is how many rules of a group may run at once where they do not depend on each other; 0 is one
 	// after the other.
 	MaxConcurrency int64
@@ -149,6 +151,14 @@ func (e *Evaluate) Close() {
 	})
 }
 
+// iterate is one evaluation of a group.
+func (e *Evaluate) iterate(ctx context.Context, g *rules.Group, at time.Time) {
+	rules.DefaultEvalIterationFunc(ctx, g, at)
+	if e.opts.Evaluated != nil && ctx.Err() == nil {
+		e.opts.Evaluated(g, at)
+	}
+}
+
 // Prepare has nothing left to do that could fail: the configuration parsed every rule when it was loaded. Applied,
 // groups that stay as they are keep running undisturbed, and upstream keeps all old ones should a file have changed
 // in between.
@@ -157,7 +167,7 @@ func (e *Evaluate) Prepare(cfg *config.Config) (apply func() error, err error) {
 		global := cfg.Prometheus.GlobalConfig
 		e.offset.Store(int64(global.RuleQueryOffset))
 		if err := e.manager.Update(time.Duration(global.EvaluationInterval), cfg.RuleFiles, config.Shared(global.ExternalLabels),
-			e.opts.ExternalURL.String(), nil); err != nil {
+			e.opts.ExternalURL.String(), e.iterate); err != nil {
 			return fmt.Errorf("apply the rules: %w", err)
 		}
 		return nil

@@ -32,8 +32,9 @@ var (
 )
 
 const (
-	authorityInfo  = "tocsin mesh certificate authority v1, cluster "
-	identityScheme = "tocsin"
+	authorityInfo = "tocsin mesh certificate authority v1, cluster "
+	memberScheme  = "tocsin"
+	readerScheme  = "tocsin-reader"
 	// maxIdentity bounds the name in a certificate of somebody who is not trusted yet: the longest cluster name and
 	// the longest replica name with every byte escaped.
 	maxIdentity = 64 + 1 + 3*253
@@ -70,29 +71,38 @@ func unfit(reason, format string, args ...any) error {
 	return &handshakeError{reason: reason, err: fmt.Errorf(format, args...)}
 }
 
-// identity is what a certificate of a replica says.
-type identity struct{ cluster, member string }
+// identity is what a certificate says: who of which cluster shows it, a replica or a reader.
+type identity struct {
+	cluster, name string
+	reader        bool
+}
 
 // uri is the identity as a certificate carries it. It has no authority part, because x509 holds that to host names.
 func (id identity) uri() *url.URL {
-	return &url.URL{Scheme: identityScheme, Opaque: id.cluster + "/" + url.PathEscape(id.member)}
+	scheme := memberScheme
+	if id.reader {
+		scheme = readerScheme
+	}
+	return &url.URL{Scheme: scheme, Opaque: id.cluster + "/" + url.PathEscape(id.name)}
 }
 
 func identityOf(cert *x509.Certificate) (identity, error) {
-	if len(cert.URIs) != 1 || cert.URIs[0].Scheme != identityScheme || len(cert.URIs[0].Opaque) > maxIdentity {
-		return identity{}, unfit(refusedCertificate, "the certificate names no replica")
+	if len(cert.URIs) != 1 || len(cert.URIs[0].Opaque) > maxIdentity {
+		return identity{}, unfit(refusedCertificate, "the certificate names no replica and no reader")
 	}
-	cluster, escaped, found := strings.Cut(cert.URIs[0].Opaque, "/")
-	member, err := url.PathUnescape(escaped)
-	if !found || err != nil || cluster == "" || member == "" {
-		return identity{}, unfit(refusedCertificate, "the certificate names no replica")
+	uri := cert.URIs[0]
+	cluster, escaped, found := strings.Cut(uri.Opaque, "/")
+	name, err := url.PathUnescape(escaped)
+	if uri.Scheme != memberScheme && uri.Scheme != readerScheme || !found || err != nil || cluster == "" || name == "" {
+		return identity{}, unfit(refusedCertificate, "the certificate names no replica and no reader")
 	}
-	return identity{cluster: cluster, member: member}, nil
+	return identity{cluster: cluster, name: name, reader: uri.Scheme == readerScheme}, nil
 }
 
 // credentials authenticate replicas to each other with nothing but the cluster key. Each key gives a certificate
 // authority that every holder of the key can compute; each process makes a random key pair for itself and signs it
-// with the authority of the first cluster key. Who shows a certificate of an accepted authority holds an accepted key.
+// with the authority of the first cluster key. Who shows a replica's certificate of an accepted authority holds an
+// accepted key. A reader's certificate was made by somebody who does, for a program that holds none.
 //
 // The names of cluster and replica are in that certificate, which a server sends before it knows whom it talks to.
 type credentials struct {
@@ -118,7 +128,7 @@ func newCredentials(cluster, member string, keys [][]byte) (*credentials, error)
 	if err != nil {
 		return nil, fmt.Errorf("make a key pair: %w", err)
 	}
-	c := &credentials{self: identity{cluster: cluster, member: member}, leaf: leaf}
+	c := &credentials{self: identity{cluster: cluster, name: member}, leaf: leaf}
 	if err := c.setKeys(keys); err != nil {
 		return nil, err
 	}
@@ -188,30 +198,37 @@ func authority(key []byte, cluster string) (crypto.Signer, *x509.Certificate, er
 
 // issue signs this process's own certificate.
 func (c *credentials) issue(signer crypto.Signer, root *x509.Certificate) (tls.Certificate, error) {
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("make a serial number: %w", err)
-	}
-	leaf := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "tocsin replica"},
-		NotBefore:             validFrom,
-		NotAfter:              validUntil,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		URIs:                  []*url.URL{c.self.uri()},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, root, c.leaf.Public(), signer)
+	der, err := sign(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: "tocsin replica"},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{c.self.uri()},
+		DNSNames:    []string{ServerName},
+	}, c.leaf.Public(), signer, root)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("make this replica's certificate: %w", err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: c.leaf}, nil
 }
 
-// serverTLS accepts any member of the cluster.
+// sign makes a certificate of what its template says, and what is the same for all.
+func sign(leaf *x509.Certificate, public crypto.PublicKey, signer crypto.Signer, root *x509.Certificate) ([]byte, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("make a serial number: %w", err)
+	}
+	leaf.SerialNumber = serial
+	leaf.NotBefore, leaf.NotAfter = validFrom, validUntil
+	leaf.BasicConstraintsValid = true
+	leaf.KeyUsage = x509.KeyUsageDigitalSignature
+	return x509.CreateCertificate(rand.Reader, leaf, root, public, signer)
+}
+
+// serverTLS accepts any member of the cluster, and its readers.
 func (c *credentials) serverTLS() *tls.Config {
-	cfg := c.baseTLS("")
+	cfg := baseTLS(func(s tls.ConnectionState) error {
+		_, err := c.verify(s)
+		return err
+	})
 	cfg.ClientAuth = tls.RequireAnyClientCert // Verified in VerifyConnection.
 	cfg.SessionTicketsDisabled = true
 	cfg.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.own() }
@@ -220,21 +237,29 @@ func (c *credentials) serverTLS() *tls.Config {
 
 // clientTLS accepts one member of the cluster only.
 func (c *credentials) clientTLS(member string) *tls.Config {
-	cfg := c.baseTLS(member)
+	cfg := baseTLS(func(s tls.ConnectionState) error {
+		id, err := c.verify(s)
+		switch {
+		case err != nil:
+			return err
+		case id.reader:
+			return unfit(refusedMember, "a reader answers where replica %q was expected", member)
+		case id.name != member:
+			return unfit(refusedMember, "replica %q answers where %q was expected", id.name, member)
+		}
+		return nil
+	})
 	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.own() }
 	return cfg
 }
 
 // baseTLS leaves the verification to verify, which knows members instead of host names and does not ask the clock.
-func (c *credentials) baseTLS(member string) *tls.Config {
+func baseTLS(verify func(tls.ConnectionState) error) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		NextProtos:         []string{"h2"},
 		InsecureSkipVerify: true,
-		VerifyConnection: func(s tls.ConnectionState) error {
-			_, err := c.verify(s, member)
-			return err
-		},
+		VerifyConnection:   verify,
 	}
 }
 
@@ -246,8 +271,8 @@ func (c *credentials) own() (*tls.Certificate, error) {
 	return &k.own, nil
 }
 
-// verify tells who is at the other end. Member is who it has to be, "" for any of the cluster.
-func (c *credentials) verify(s tls.ConnectionState, member string) (identity, error) {
+// verify tells who of the cluster is at the other end.
+func (c *credentials) verify(s tls.ConnectionState) (identity, error) {
 	k := c.current.Load()
 	if k == nil {
 		return identity{}, unfit(refusedKey, "this replica has no cluster key")
@@ -271,27 +296,33 @@ func (c *credentials) verify(s tls.ConnectionState, member string) (identity, er
 	}); err != nil {
 		return identity{}, unfit(refusedKey, "it does not hold a cluster key that is accepted here")
 	}
-	if member != "" && id.member != member {
-		return identity{}, unfit(refusedMember, "replica %q answers where %q was expected", id.member, member)
-	}
 	return id, nil
 }
 
 // callerInfo is what gRPC keeps about an authenticated connection.
 type callerInfo struct {
 	grpccreds.TLSInfo
-	member string
+	identity
 }
 
-// Caller is the name of the replica whose call a gRPC handler serves, as its certificate proves it. It is not ok in a
-// context that comes from elsewhere.
-func Caller(ctx context.Context) (member string, ok bool) {
+// callerOf is who calls, empty in a context that comes from elsewhere.
+func callerOf(ctx context.Context) identity {
 	p, ok := grpcpeer.FromContext(ctx)
 	if !ok {
+		return identity{}
+	}
+	info, _ := p.AuthInfo.(callerInfo)
+	return info.identity
+}
+
+// Caller is the name of the replica whose call a gRPC handler serves, as its certificate proves it. It is not ok for a
+// reader, and in a context that comes from elsewhere.
+func Caller(ctx context.Context) (member string, ok bool) {
+	id := callerOf(ctx)
+	if id.reader || id.name == "" {
 		return "", false
 	}
-	info, ok := p.AuthInfo.(callerInfo)
-	return info.member, ok && info.member != ""
+	return id.name, true
 }
 
 // errNoKey is what is missing where gRPC is asked for without a key.

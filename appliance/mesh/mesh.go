@@ -477,6 +477,9 @@ func (m *Mesh) Keyed() bool { return m.keyed }
 // Server takes gRPC services for the other replicas, before Run. Without a key they are never served.
 func (m *Mesh) Server() grpc.ServiceRegistrar { return m.rpc }
 
+// ReadableServer is Server for services that readers may call, too.
+func (m *Mesh) ReadableServer() grpc.ServiceRegistrar { return readable{m.rpc} }
+
 // Conn is the kept connection to another member's gRPC server.
 func (m *Mesh) Conn(member string) (grpc.ClientConnInterface, error) {
 	if !m.keyed {

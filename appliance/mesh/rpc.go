@@ -63,11 +63,13 @@ type rpc struct {
 	gate     *gate
 
 	panics prometheus.Counter
+	denied prometheus.Counter
+	quiet  limiter // of what is denied
 
 	mu       sync.Mutex
 	serving  bool // no further service can be registered
 	closed   bool
-	services map[string]bool
+	services map[string]bool // true for those that readers may call, too
 	conns    map[string]*memberConn
 }
 
@@ -87,6 +89,10 @@ func newRPC(logger *slog.Logger, reg prometheus.Registerer, listen string, creds
 		panics: f.NewCounter(prometheus.CounterOpts{
 			Name: "tocsin_mesh_rpc_panics_total",
 			Help: "Panics in gRPC handlers, each of which became an error of that one call.",
+		}),
+		denied: f.NewCounter(prometheus.CounterOpts{
+			Name: "tocsin_mesh_rpc_denied_total",
+			Help: "Calls of readers that were denied, because only replicas may make them.",
 		}),
 		services: map[string]bool{},
 		conns:    map[string]*memberConn{},
@@ -113,6 +119,7 @@ func newRPC(logger *slog.Logger, reg prometheus.Registerer, listen string, creds
 			Timeout:               keepaliveTimeout,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveIdle / 2, PermitWithoutStream: true}),
+		grpc.InTapHandle(r.admit),
 		grpc.ChainUnaryInterceptor(r.recoverUnary),
 		grpc.ChainStreamInterceptor(r.recoverStream),
 	)
@@ -127,19 +134,22 @@ func (r *rpc) addr() net.Addr {
 	return r.listener.Addr()
 }
 
-// RegisterService adds a service, before run. gRPC ends the process for a service that comes too late or twice, so
-// that these are kept from it.
-func (r *rpc) RegisterService(desc *grpc.ServiceDesc, impl any) {
+// RegisterService adds a service for replicas, before run.
+func (r *rpc) RegisterService(desc *grpc.ServiceDesc, impl any) { r.add(desc, impl, false) }
+
+// add adds a service. gRPC ends the process for a service that comes too late or twice, so that these are kept from it.
+func (r *rpc) add(desc *grpc.ServiceDesc, impl any, readable bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	_, twice := r.services[desc.ServiceName]
 	switch {
-	case r.serving, r.closed, r.services[desc.ServiceName]:
+	case r.serving, r.closed, twice:
 		r.logger.Error("gRPC service left out: it was registered twice or too late", "service", desc.ServiceName)
 		return
 	case r.server != nil:
 		r.server.RegisterService(desc, impl)
 	}
-	r.services[desc.ServiceName] = true
+	r.services[desc.ServiceName] = readable
 }
 
 // run serves until ctx ends, then gives running calls a moment, and closes everything. It may be called once.
@@ -301,9 +311,9 @@ func (r *rpc) recovered(ctx context.Context, method string, err *error) {
 	if p == nil {
 		return
 	}
-	member, _ := Caller(ctx)
+	caller := callerOf(ctx)
 	r.panics.Inc()
-	r.logger.Error("gRPC handler panicked", "method", method, "member", member, "panic", p, "stack", string(debug.Stack()))
+	r.logger.Error("gRPC handler panicked", "method", method, caller.kind(), caller.name, "panic", p, "stack", string(debug.Stack()))
 	*err = status.Errorf(codes.Internal, "the handler of %s panicked", method)
 }
 
@@ -312,10 +322,10 @@ type transport struct {
 	grpccreds.TransportCredentials
 	creds  *credentials
 	gate   *gate
-	member string // who has to be at the other end, "" for any of the cluster
+	member string // who has to be at the other end, "" where we are called
 }
 
-// ServerHandshake answers nobody but members of the cluster.
+// ServerHandshake answers nobody but members of the cluster, and its readers.
 func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, grpccreds.AuthInfo, error) {
 	if !t.gate.enter(raw) {
 		err := unfit(refusedBusy, "too many handshakes at once")
@@ -346,7 +356,7 @@ func (t *transport) shaken(side string, raw, conn net.Conn, info grpccreds.AuthI
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	return conn, callerInfo{TLSInfo: tlsInfo, member: id.member}, nil
+	return conn, callerInfo{TLSInfo: tlsInfo, identity: id}, nil
 }
 
 // Clone copies what OverrideServerName could change.

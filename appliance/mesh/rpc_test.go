@@ -100,6 +100,13 @@ func rpcDesc(a *asked) *grpc.ServiceDesc {
 				}
 				return wrapperspb.Bytes([]byte(member)), nil
 			}),
+			unary("Reader", func(ctx context.Context, _ *wrapperspb.BytesValue) (*wrapperspb.BytesValue, error) {
+				name, ok := Reader(ctx)
+				if !ok {
+					return nil, status.Error(codes.Unauthenticated, "no reader")
+				}
+				return wrapperspb.Bytes([]byte(name)), nil
+			}),
 			unary("Echo", func(_ context.Context, in *wrapperspb.BytesValue) (*wrapperspb.BytesValue, error) { return in, nil }),
 			unary("Panic", func(context.Context, *wrapperspb.BytesValue) (*wrapperspb.BytesValue, error) { panic("ouch") }),
 			unary("Hang", func(ctx context.Context, _ *wrapperspb.BytesValue) (*wrapperspb.BytesValue, error) {
@@ -124,12 +131,19 @@ type testRPC struct {
 
 func startRPC(t *testing.T, cluster, member, listen string, keys ...[]byte) *testRPC {
 	t.Helper()
+	return startRPCWith(t, cluster, member, listen, func(*testRPC) {}, keys...)
+}
+
+// startRPCWith is startRPC with what has to be done before it runs.
+func startRPCWith(t *testing.T, cluster, member, listen string, prepare func(*testRPC), keys ...[]byte) *testRPC {
+	t.Helper()
 	creds, err := newCredentials(cluster, member, keys)
 	require.NoError(t, err)
 	x := &testRPC{creds: creds, reg: prometheus.NewRegistry(), log: &logged{}, asked: &asked{hang: make(chan struct{})}}
 	x.rpc, err = newRPC(x.log.logger(), x.reg, listen, creds)
 	require.NoError(t, err)
 	x.RegisterService(rpcDesc(x.asked), nil)
+	prepare(x)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- x.run(ctx) }()
@@ -242,7 +256,7 @@ func TestRPCAnswersNobodyElse(t *testing.T) {
 		require.NoError(t, err)
 		leaf := &x509.Certificate{
 			SerialNumber: big.NewInt(2), NotBefore: validFrom, NotAfter: validUntil,
-			URIs: []*url.URL{identity{cluster: "c", member: "a"}.uri()},
+			URIs: []*url.URL{identity{cluster: "c", name: "a"}.uri()},
 		}
 		mend(leaf)
 		der, err := x509.CreateCertificate(rand.Reader, leaf, root, public, signer)
@@ -559,31 +573,4 @@ func TestRPCClose(t *testing.T) {
 	again, err := newRPC(log.logger(), prometheus.NewRegistry(), address, creds)
 	require.NoError(t, err, "the port was not freed")
 	again.close()
-}
-
-func TestCredentialsNeedNames(t *testing.T) {
-	for _, names := range [][2]string{{"", "a"}, {"c", ""}} {
-		_, err := newCredentials(names[0], names[1], nil)
-		require.Error(t, err)
-	}
-	_, err := newCredentials("c", "a", [][]byte{rpcKey(1), make([]byte, 16)})
-	require.ErrorContains(t, err, "cluster key 2: it has 16 bytes")
-}
-
-// TestAuthorityIsTheSameEverywhere holds what replicas of two versions have to agree on.
-func TestAuthorityIsTheSameEverywhere(t *testing.T) {
-	_, a, err := authority(rpcKey(1), "c")
-	require.NoError(t, err)
-	_, b, err := authority(rpcKey(1), "c")
-	require.NoError(t, err)
-	require.Equal(t, a.Raw, b.Raw)
-	require.Equal(t, "57d305612f402f72c138c3617614f97c96fb57fe", hex.EncodeToString(a.SubjectKeyId))
-	for _, other := range []struct {
-		key     []byte
-		cluster string
-	}{{rpcKey(2), "c"}, {rpcKey(1), "d"}} {
-		_, o, err := authority(other.key, other.cluster)
-		require.NoError(t, err)
-		require.NotEqual(t, a.PublicKey, o.PublicKey)
-	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,7 +62,7 @@ func (q *Query) newAPI() http.Handler {
 	version := o.Version
 	api := v1.NewAPI(
 		q.Engine(),
-		splitQueryable{o.Store, o.Store},
+		splitQueryable{q.composed, o.Store},
 		app,
 		o.Store,
 		func(context.Context) v1.ScrapePoolsRetriever { return pools },
@@ -128,6 +129,11 @@ func (q *Query) newAPI() http.Handler {
 			return
 		}
 		defer release()
+		inner, err := withReach(inner)
+		if err != nil {
+			writeError(rw, http.StatusBadRequest, errBadData, err.Error())
+			return
+		}
 		handler.ServeHTTP(rw, inner)
 	})
 }
@@ -159,10 +165,10 @@ func limitWriting(w http.ResponseWriter, d time.Duration) (release func()) {
 	return func() { _ = rc.SetWriteDeadline(time.Time{}) }
 }
 
-// whenReady is upstream's gate, word by word as clients know it.
+// whenReady is upstream's gate, word by word as clients know it. What other replicas can answer passes before.
 func (q *Query) whenReady(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if q.isReady() {
+		if q.isReady() || q.o.Peers != nil && isComposed(r) && !isLocalOnly(r.Context()) && q.o.Peers.Available() {
 			next(w, r)
 			return
 		}
@@ -171,6 +177,39 @@ func (q *Query) whenReady(next http.HandlerFunc) http.HandlerFunc {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = fmt.Fprint(w, "Service Unavailable") // the client may be gone
 	}
+}
+
+// isComposed tells whether a request, to a path without the prefix, is answered with other replicas' data too.
+func isComposed(r *http.Request) bool {
+	if r.Method != http.MethodGet && r.Method != http.MethodPost {
+		return false
+	}
+	switch r.URL.Path {
+	case "/query", "/query_range", "/series", "/labels":
+		return true
+	}
+	return strings.HasPrefix(r.URL.Path, "/label/") && strings.HasSuffix(r.URL.Path, "/values")
+}
+
+// withReach notes whose data answer a request: local=true leaves out other replicas'. What is no query to a person, such
+// as remote read, is always answered from this replica's own.
+func withReach(r *http.Request) (*http.Request, error) {
+	stripped := *r
+	stripped.URL = &url.URL{Path: strings.TrimPrefix(r.URL.Path, apiPrefix)}
+	local := !isComposed(&stripped)
+	if given := r.Form["local"]; !local && len(given) > 0 {
+		switch given[0] {
+		case "true", "1":
+			local = true
+		case "false", "0":
+		default:
+			return nil, fmt.Errorf("invalid parameter \"local\": it is %q, and must be true or false", given[0])
+		}
+	}
+	if !local {
+		return r, nil
+	}
+	return r.WithContext(localOnly(r.Context())), nil
 }
 
 // notReadyIsUnavailable is upstream's mapping but for a store that has not been

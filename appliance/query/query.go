@@ -78,6 +78,13 @@ type Options struct {
 	Store      Store
 	Dir        string // TSDB directory, also holds the list of active queries
 
+	// Gaps tells where this replica's data are not whole; nil means nowhere.
+	Gaps Gaps
+	// Peers are asked for what this replica's data lack; nil means that there are no others.
+	Peers Peers
+	// Engine is EnginePrometheus (default) or EngineThanos.
+	Engine string
+
 	Targets       v1.TargetRetriever
 	ScrapePools   v1.ScrapePoolsRetriever
 	Alertmanagers v1.AlertmanagerRetriever
@@ -136,6 +143,8 @@ func (o *Options) validate() error {
 		return fmt.Errorf("query: the query timeout is %s, it must not be negative", o.Timeout)
 	case o.LookbackDelta < 0:
 		return fmt.Errorf("query: the lookback delta is %s, it must not be negative", o.LookbackDelta)
+	case o.Engine != "" && o.Engine != EnginePrometheus && o.Engine != EngineThanos:
+		return fmt.Errorf("query: the engine is %q, it must be %q or %q", o.Engine, EnginePrometheus, EngineThanos)
 	case o.OTLPDeltaToCumulative && o.OTLPNativeDelta:
 		return errors.New("query: OTLP deltas can be stored as they are or converted to cumulative, not both")
 	}
@@ -195,7 +204,10 @@ func (o *Options) setDefaults() {
 // Query holds the engine and the handlers built on it.
 type Query struct {
 	o        Options
+	composed storage.Queryable
 	engine   *promql.Engine
+	// answers is engine, or the one that goes before it.
+	answers  promql.QueryEngine
 	notes    *notifications.Notifications
 	api      http.Handler
 	federate http.Handler
@@ -235,7 +247,7 @@ func New(o Options) (*Query, error) {
 	default:
 		q.notes.AddNotification(notifications.StartingUp)
 	}
-	q.engine = promql.NewEngine(promql.EngineOpts{
+	opts := promql.EngineOpts{
 		Logger:                   o.Logger,
 		Reg:                      o.Registerer,
 		MaxSamples:               o.MaxSamples,
@@ -250,7 +262,13 @@ func New(o Options) (*Query, error) {
 		EnableDelayedNameRemoval: o.EnableDelayedNameRemoval,
 		EnableTypeAndUnitLabels:  o.EnableTypeAndUnitLabels,
 		FeatureRegistry:          o.Features,
-	})
+	}
+	q.engine = promql.NewEngine(opts)
+	q.answers = q.engine
+	if o.Engine == EngineThanos {
+		q.answers = newThanos(opts, q.engine)
+	}
+	q.composed = newQueryable(&q.o)
 	q.api = q.newAPI()
 	q.federate = q.newFederate()
 	return q, nil
@@ -309,7 +327,10 @@ func fill(file string) error {
 }
 
 // Engine answers PromQL for other components.
-func (q *Query) Engine() promql.QueryEngine { return bounded{q.engine, q.subqueryStep.Load} }
+func (q *Query) Engine() promql.QueryEngine { return bounded{q.answers, q.subqueryStep.Load} }
+
+// Queryable is what people and rules read: the store's data, and other replicas' where the store has a gap.
+func (q *Query) Queryable() storage.Queryable { return q.composed }
 
 // Notifications is the list shown by /api/v1/notifications: the appliance adds
 // what the operator should see, such as a reload that was refused.

@@ -14,16 +14,28 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	commonconfig "github.com/prometheus/common/config"
+	"github.com/prometheus/common/model"
 	promconfig "github.com/prometheus/prometheus/config"
 	"github.com/prometheus/prometheus/discovery"
+	"github.com/prometheus/prometheus/discovery/targetgroup"
 	"github.com/prometheus/prometheus/scrape"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/util/logging"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
+)
+
+const (
+	// steady is how often the targets may change, as in Prometheus: each change goes through all of them. Upstream waits
+	// that long for the first ones too, twice; here each change passes at once while the process starts, so that it is
+	// scraping within a second.
+	steady   = 5 * time.Second
+	starting = 30 * time.Second
+	quick    = 200 * time.Millisecond
 )
 
 // Options are what scraping needs. Logger, Registerer, SDMetrics and Appendable are mandatory.
@@ -44,6 +56,7 @@ type Scrape struct {
 	discovery *discovery.Manager
 	manager   *scrape.Manager
 	host      http.Handler
+	steady    time.Duration
 
 	cancel context.CancelFunc
 	once   sync.Once
@@ -60,11 +73,13 @@ func New(opts Options) (*Scrape, error) {
 		return nil, err
 	}
 	s.discovery = discovery.NewManager(ctx, opts.Logger, opts.Registerer,
-		opts.SDMetrics, discovery.Name("scrape"))
+		opts.SDMetrics, discovery.Name("scrape"), discovery.Updatert(quick))
 	if s.discovery == nil {
 		cancel()
 		return nil, errors.New("create the discovery of targets: its metrics are registered already")
 	}
+	s.steady = max(time.Duration(opts.Manager.DiscoveryReloadInterval), steady)
+	opts.Manager.DiscoveryReloadInterval = model.Duration(quick)
 	if s.manager, err = scrape.NewManager(&opts.Manager, opts.Logger,
 		logging.NewJSONFileLogger, opts.Appendable, opts.Registerer); err != nil {
 		cancel()
@@ -88,12 +103,46 @@ func (s *Scrape) Run(ctx context.Context) error {
 		// The manager's pools append their last samples before Stop returns.
 		s.manager.Stop()
 	})
-	err := s.manager.Run(s.discovery.SyncCh())
+	targets := make(chan targetSets)
+	s.jobs.Go(func() { ration(ctx, s.discovery.SyncCh(), targets, s.steady) })
+	err := s.manager.Run(targets)
 	s.Close()
 	if err != nil {
 		return fmt.Errorf("scrape: %w", err)
 	}
 	return nil
+}
+
+// targetSets are the groups of targets by scrape job.
+type targetSets = map[string][]*targetgroup.Group
+
+// ration passes on what discovery finds: at once in the beginning, and later the newest of each interval.
+func ration(ctx context.Context, from <-chan targetSets, to chan<- targetSets, interval time.Duration) {
+	begin := time.Now()
+	var newest targetSets
+	var out chan<- targetSets // nil while there is nothing to pass on, or it is too early.
+	var wait <-chan time.Time
+	var last time.Time
+	for {
+		select {
+		case sets := <-from:
+			newest = sets
+			if out != nil || wait != nil {
+				continue
+			}
+			if due := interval - time.Since(last); due > 0 && time.Since(begin) > starting {
+				wait = time.After(due)
+			} else {
+				out = to
+			}
+		case <-wait:
+			out, wait = to, nil
+		case out <- newest:
+			out, last = nil, time.Now()
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Close ends discovery. It is harmless to call it twice, and after Run.

@@ -126,6 +126,23 @@ func (s *Store) ExemplarQuerier(ctx context.Context) (storage.ExemplarQuerier, e
 // Local is the local data alone, without remote_read.
 func (s *Store) Local() storage.Queryable { return s.local }
 
+// LocalChunks is Local in chunks.
+func (s *Store) LocalChunks() storage.ChunkQueryable { return s.local }
+
+// TimeRange is from the oldest to the newest local sample, in Unix milliseconds: math.MaxInt64 and math.MinInt64 when
+// there are none.
+func (s *Store) TimeRange() (oldest, newest int64, err error) {
+	db := s.local.db.Load()
+	if db == nil {
+		return 0, 0, tsdb.ErrNotReady
+	}
+	oldest, newest = min(db.Head().MinTime(), db.Head().MinOOOTime()), db.Head().MaxTime()
+	for _, b := range db.Blocks() {
+		oldest, newest = min(oldest, b.Meta().MinTime), max(newest, b.Meta().MaxTime-1)
+	}
+	return oldest, newest, nil
+}
+
 // StartTime is from when on, in Unix milliseconds, local data can be relied on.
 func (s *Store) StartTime() (int64, error) { return s.local.StartTime() }
 

@@ -26,6 +26,9 @@ const maxReopens = 2
 // order, and a compaction would delete that log unread. So it is closed, gets
 // back the series behind the break, and is opened again. A ctx that ends in between makes that errStopped.
 func (s *Store) open(ctx context.Context) (*tsdb.DB, error) {
+	if err := s.cleanImports(); err != nil {
+		s.logger.Warn("temporary files of an earlier run stay", "err", err)
+	}
 	keeper, err := s.salvage()
 	if err != nil {
 		return nil, err
@@ -67,7 +70,7 @@ func (s *Store) open(ctx context.Context) (*tsdb.DB, error) {
 // directory the log is kept as it was.
 func (s *Store) openTSDB(keeper *walKeeper) (db *tsdb.DB, repaired bool, kept string, err error) {
 	reg := s.tsdbMetrics.next()
-	db, err = tsdb.Open(s.TSDBDir(), s.logger, reg, s.tsdbOptions(), s.local.stats)
+	db, err = tsdb.Open(s.TSDBDir(), quiet(s.logger), reg, s.tsdbOptions(), s.local.stats)
 	repaired = keeper.repaired()
 	// Also when it failed: a repair that did not end well has deleted
 	// something all the same.

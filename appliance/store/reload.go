@@ -133,7 +133,7 @@ func (s *Store) tsdbOptions() *tsdb.Options {
 		EnableDelayedCompaction:        o.EnableDelayedCompaction,
 		CompactionDelayMaxPercent:      o.CompactionDelayMaxPercent,
 		UseUncachedIO:                  o.UseUncachedIO,
-		BlockCompactionExcludeFunc:     o.BlockCompactionExcludeFunc,
+		BlockCompactionExcludeFunc:     s.excluded,
 		BlockReloadInterval:            o.BlockReloadInterval,
 		FeatureRegistry:                o.Features,
 	}

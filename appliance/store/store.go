@@ -167,6 +167,7 @@ type Store struct {
 	tsdbMetrics *tsdbMetrics
 	lock        io.Closer
 
+	held    heldMarkers
 	strings *interner
 	local   *local
 	remote  *remote.Storage

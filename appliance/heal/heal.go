@@ -1,0 +1,525 @@
+// Package heal makes this replica's data whole from the other replicas' data, and answers those who do the same.
+//
+// It owns the finding of gaps that only a comparison with others shows, the asking, and the checking of answers. Gaps
+// enter from the store's ledger; series enter from other replicas over the mesh's authenticated gRPC, by Thanos's
+// StoreAPI; what is missing leaves into the store's import, and to queries as long as it is not imported. It serves this
+// replica's own data to the others, and to readers that hold a certificate of the cluster.
+//
+// It refuses answers that are malformed, out of order, outside of what was asked for, endless or silent: by reason, with
+// a counter, and asks somebody else. It never writes where this replica has data of its own. DESIGN.md beside this file
+// has the protocol and its invariants.
+package heal
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/rules"
+	"github.com/prometheus/prometheus/storage"
+	"google.golang.org/grpc"
+
+	"github.com/tocsin-io/tocsin/appliance/heal/peerspb"
+	"github.com/tocsin-io/tocsin/appliance/mesh"
+	"github.com/tocsin-io/tocsin/appliance/store"
+)
+
+const (
+	// look is how often the loop looks whether there is something to do.
+	look = time.Second
+	// Filling a part of a gap that failed is tried again after a while, which doubles.
+	minBackoff, maxBackoff = 2 * time.Second, time.Minute
+	// noSpaceBackoff is how long nothing is imported after the disk was full.
+	noSpaceBackoff = time.Minute
+	// healStall bounds the silence within an answer.
+	healStall = 15 * time.Second
+	// maxPartBytes bounds the answer for one part of a gap. Two hours of a million series are about 2 GiB.
+	maxPartBytes = 16 << 30
+	// A wait for a core of more than busy says that others work; maxYield bounds what they are left.
+	busy, maxYield = 2 * time.Millisecond, 100 * time.Millisecond
+	// lastingPart is how much of a gap that lasts is filled at once.
+	lastingPart = 5 * time.Minute
+)
+
+// Results of an attempt, the labels of a counter.
+const (
+	runDone    = "done"
+	runFailed  = "failed"
+	runNoSpace = "no_space"
+	runNobody  = "nobody" // No replica has it.
+)
+
+// Mesh is what this package needs to know of the other replicas; a *mesh.Mesh is one.
+type Mesh interface {
+	Keyed() bool
+	Members() []mesh.Member
+	Server() grpc.ServiceRegistrar
+	// ReadableServer is for what readers may call too.
+	ReadableServer() grpc.ServiceRegistrar
+	Conn(member string) (grpc.ClientConnInterface, error)
+	SetCompleteness(c float64)
+}
+
+// Store is what is healed.
+type Store interface {
+	storage.ChunkQueryable
+	Local() storage.Queryable
+	LocalChunks() storage.ChunkQueryable
+	// TimeRange is from the oldest to the newest sample, in Unix milliseconds, or an error before it is ready.
+	TimeRange() (oldest, newest int64, err error)
+	StartTime() (int64, error)
+	Import(ctx context.Context, in store.Interval, foreign store.ForeignSet, o store.ImportOptions) (store.Imported, error)
+	HoldMarkers()
+	Held() []store.Held
+	Drop(id uint64)
+	Release(ctx context.Context, id uint64) error
+}
+
+// Options are what healing needs. All are mandatory but for Mesh.
+type Options struct {
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	Store      Store
+	Ledger     *store.Ledger
+	// Mesh is nil where there are no other replicas.
+	Mesh Mesh
+	// Zone is this replica's.
+	Zone string
+	// External are the labels that a reader sees on all series.
+	External func() labels.Labels
+	// Match gives the labels that all series of a target have, by those of its `up` series; none for an `up` that is not
+	// of a target of ours. Nil: the same.
+	Match func(up labels.Labels) labels.Labels
+	// Settle is how long it takes until everything was scraped and evaluated once.
+	Settle func() time.Duration
+	// Groups and Engine evaluate recording rules after the fact.
+	Groups func() []*rules.Group
+	Engine promql.QueryEngine
+	// Window is the length of a block; no part that is imported at once goes beyond one (2h).
+	Window time.Duration
+}
+
+// Heal is the healing of one replica.
+type Heal struct {
+	opts    Options
+	logger  *slog.Logger
+	metrics *metrics
+	ask     *asker
+	serve   *storeServer
+	running atomic.Bool
+
+	observed observed
+	backoff  map[string]backoff
+	pause    time.Time // Nothing is imported before.
+
+	mu       sync.Mutex
+	progress *Progress
+	problem  string
+}
+
+type backoff struct {
+	until time.Time
+	last  time.Duration
+}
+
+// New registers what other replicas ask for. Nothing is asked before Run.
+func New(o Options) (*Heal, error) {
+	if o.Window <= 0 {
+		o.Window = 2 * time.Hour
+	}
+	if o.Match == nil {
+		o.Match = func(up labels.Labels) labels.Labels { return up }
+	}
+	m := newMetrics(o.Registerer)
+	h := &Heal{
+		opts: o, logger: o.Logger, metrics: m, backoff: map[string]backoff{},
+		ask: &asker{
+			mesh: o.Mesh, logger: o.Logger, metrics: m, zone: func() string { return o.Zone },
+			punished: map[string]time.Time{}, known: map[string]known{},
+		},
+	}
+	if h.opts.Mesh != nil && h.opts.Mesh.Keyed() {
+		h.serve = newStoreServer(o.Logger, o.Registerer, localData{o.Store}, o.External)
+		h.serve.register(o.Mesh.ReadableServer())
+		peerspb.RegisterPeersServer(o.Mesh.Server(), h)
+		o.Store.HoldMarkers()
+	}
+	return h, nil
+}
+
+// localData is what is served to others: never what this replica itself gets from elsewhere.
+type localData struct{ store Store }
+
+func (l localData) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
+	return l.store.LocalChunks().ChunkQuerier(mint, maxt)
+}
+
+func (l localData) StartTime() (int64, error) { return l.store.StartTime() }
+
+// begun tells whether the ledger knows this life: before, it does not know what is missing.
+func (h *Heal) begun() bool { return h.running.Load() }
+
+// alone tells that there are no other replicas to be had.
+func (h *Heal) alone() bool { return h.opts.Mesh == nil || !h.opts.Mesh.Keyed() }
+
+// Run heals until ctx ends. The ledger must have begun.
+func (h *Heal) Run(ctx context.Context) error {
+	h.running.Store(true)
+	var jobs sync.WaitGroup
+	defer jobs.Wait()
+	jobs.Go(func() { h.keepAsking(ctx) })
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		h.observe(ctx)
+		h.fill(ctx)
+		h.declare()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-h.opts.Ledger.Changed():
+		}
+	}
+}
+
+// keepAsking keeps what the others said of their data fresh while queries need it.
+func (h *Heal) keepAsking(ctx context.Context) {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		if len(h.opts.Ledger.Open()) > 0 {
+			h.ask.coverages(ctx, everything())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// declare tells the mesh how far this replica's data are whole.
+func (h *Heal) declare() {
+	if h.opts.Mesh != nil {
+		h.opts.Mesh.SetCompleteness(h.opts.Ledger.Completeness())
+	}
+}
+
+// lag is how long after a moment everything that was scraped then is written, at every replica. A scrape's samples bear
+// the time of its begin.
+func (h *Heal) lag() time.Duration { return min(h.opts.Settle(), 15*time.Second) }
+
+// fill fills what can be filled now.
+func (h *Heal) fill(ctx context.Context) {
+	now := time.Now()
+	if now.Before(h.pause) {
+		return
+	}
+	open := h.opts.Ledger.Open()
+	alive := map[string]bool{}
+	var targets []store.Gap
+	slices.SortStableFunc(open, func(a, b store.Gap) int { return int(min(max(b.From-a.From, -1), 1)) })
+	for _, g := range open {
+		alive[g.ID] = true
+		if b, ok := h.backoff[g.ID]; ok && now.Before(b.until) {
+			continue
+		}
+		var err error
+		switch g.Kind {
+		case store.GapReplica:
+			err = h.fillReplica(ctx, g)
+		case store.GapTarget:
+			targets = append(targets, g)
+			continue
+		case store.GapRules:
+			err = h.fillRules(ctx, g)
+		}
+		h.ended(err, g)
+		if ctx.Err() != nil || time.Now().Before(h.pause) {
+			return
+		}
+	}
+	if len(targets) > 0 {
+		h.ended(h.fillTargets(ctx, targets), targets...)
+	}
+	for id := range h.backoff {
+		if !alive[id] {
+			delete(h.backoff, id)
+		}
+	}
+}
+
+// errWait says that a part cannot be filled yet, which is nobody's fault.
+var errWait = errors.New("no replica that has it can be reached")
+
+// ended notes how an attempt went.
+func (h *Heal) ended(err error, gaps ...store.Gap) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case err == nil:
+		for _, g := range gaps {
+			delete(h.backoff, g.ID)
+		}
+		h.problem = ""
+		return
+	case errors.Is(err, context.Canceled):
+		return
+	case errors.Is(err, store.ErrNoSpace):
+		h.pause = time.Now().Add(noSpaceBackoff)
+		h.metrics.runs.WithLabelValues(runNoSpace).Inc()
+		h.logger.Error("healing pauses, because the disk is almost full; scraping goes on", "again_in", noSpaceBackoff, "err", err)
+	case errors.Is(err, errWait):
+	default:
+		h.metrics.runs.WithLabelValues(runFailed).Inc()
+	}
+	h.problem = err.Error()
+	for _, g := range gaps {
+		b := h.backoff[g.ID]
+		b.last = min(max(2*b.last, minBackoff), maxBackoff)
+		b.until = time.Now().Add(b.last)
+		h.backoff[g.ID] = b
+		if !errors.Is(err, store.ErrNoSpace) && !errors.Is(err, errWait) && len(gaps) == 1 {
+			h.logger.Warn("a gap could not be filled yet", "gap", g.ID, "kind", g.Kind, "again_in", b.last, "err", err)
+		}
+	}
+	if len(gaps) > 1 && !errors.Is(err, errWait) {
+		h.logger.Warn("gaps could not be filled yet", "gaps", len(gaps), "err", err)
+	}
+}
+
+// due is what of a gap can be filled now: others have written what they scraped, and of a gap that is not over, only
+// what is before its finding, since what comes after is still being scraped here.
+func (h *Heal) due(g *store.Gap) []store.Interval {
+	until := time.Now().Add(-h.lag()).UnixMilli()
+	if g.Kind == store.GapReplica && (g.Lasting() || until <= g.To) {
+		until = min(until, g.Found.UnixMilli())
+	}
+	if g.Kind == store.GapTarget {
+		switch {
+		case !g.Lasting() && until <= g.To:
+			return nil
+		case g.Lasting() && len(g.Missing) > 0 && until-g.Missing[0].From < lastingPart.Milliseconds():
+			return nil
+		}
+	}
+	var parts []store.Interval
+	for _, i := range g.Missing {
+		if i.To = min(i.To, until+1); !i.Empty() {
+			parts = append(parts, i)
+		}
+	}
+	return parts
+}
+
+// fillReplica fills a gap of everything, the newest part first.
+func (h *Heal) fillReplica(ctx context.Context, g store.Gap) error {
+	if h.alone() {
+		return h.lose(g, g.Missing)
+	}
+	parts := h.due(&g)
+	if len(parts) == 0 {
+		return nil
+	}
+	peers, complete := h.ask.coverages(ctx, everything())
+	if len(peers) == 0 {
+		return errWait
+	}
+	var waits, work []piece
+	for _, part := range parts {
+		for _, p := range share(part, peers) {
+			switch {
+			case len(p.peers) > 0:
+				work = append(work, cut(p, h.opts.Window)...)
+			case complete:
+				work = append(work, h.remains(p, peers)...)
+			default:
+				waits = append(waits, p)
+			}
+		}
+	}
+	slices.SortFunc(work, func(a, b piece) int { return cmp.Compare(b.From, a.From) })
+	run := h.begin(g, work)
+	defer h.finish(run)
+	for _, p := range work {
+		fill := h.fillPiece
+		if len(p.peers) == 0 {
+			fill = h.gather
+		}
+		if err := fill(ctx, g, p, peers, run); err != nil {
+			return err
+		}
+		run.part(p.Interval)
+	}
+	if len(waits) > 0 {
+		return errWait
+	}
+	return nil
+}
+
+// remains cuts what nobody has whole: a time in which nobody has anything is one part.
+func (h *Heal) remains(p piece, peers []peer) []piece {
+	oldest := int64(store.Lasts)
+	for _, o := range peers {
+		oldest = min(oldest, o.oldest)
+	}
+	if p.To <= oldest {
+		return []piece{p}
+	}
+	var parts []piece
+	if p.From < oldest-1 {
+		parts = append(parts, piece{Interval: store.Interval{From: p.From, To: oldest}})
+		p.From = oldest - 1
+	}
+	return append(parts, cut(p, h.opts.Window)...)
+}
+
+// gather fills a part that no replica has whole with what each of them has. They were all asked, so that what is missing
+// then is nowhere.
+func (h *Heal) gather(ctx context.Context, g store.Gap, p piece, peers []peer, run *run) error {
+	fill := store.Fill{Interval: p.Interval, At: time.Now()}
+	var most int64
+	for _, who := range peers {
+		if p.To <= who.oldest {
+			continue
+		}
+		got, err := h.take(ctx, who, all(p.Interval), store.GapReplica, nil, run)
+		if err != nil {
+			return fmt.Errorf("gather what replica %s has: %w", who.Name, err)
+		}
+		fill.Series, fill.Samples = max(fill.Series, got.Series), fill.Samples+got.Samples
+		if got.Samples > most {
+			most, fill.Replica, fill.Zone = got.Samples, who.Name, who.Card.Zone
+		}
+	}
+	if most == 0 {
+		h.metrics.runs.WithLabelValues(runNobody).Inc()
+	} else {
+		h.metrics.runs.WithLabelValues(runDone).Inc()
+	}
+	h.catchUp(ctx, g, p.Interval)
+	return h.opts.Ledger.Filled(g.ID, fill)
+}
+
+// catchUp evaluates the recording rules that nobody did.
+func (h *Heal) catchUp(ctx context.Context, g store.Gap, i store.Interval) {
+	if g.Cause == store.CauseNew {
+		return // It would be evaluated for as long as data are kept, and the others did.
+	}
+	if err := h.evaluate(ctx, nil, i); err != nil && ctx.Err() == nil {
+		h.logger.Warn("recording rules could not be evaluated after the fact", "err", err)
+	}
+}
+
+// lose closes parts of a gap that nobody has.
+func (h *Heal) lose(g store.Gap, parts []store.Interval) error {
+	if g.Lasting() && h.alone() {
+		return nil
+	}
+	for _, i := range parts {
+		h.metrics.runs.WithLabelValues(runNobody).Inc()
+		if err := h.opts.Ledger.Filled(g.ID, store.Fill{Interval: i, At: time.Now()}); err != nil {
+			return fmt.Errorf("note that nobody has it: %w", err)
+		}
+	}
+	return nil
+}
+
+// cut cuts a piece at the edges of blocks, oldest first.
+func cut(p piece, window time.Duration) (parts []piece) {
+	w := window.Milliseconds()
+	for first := p.From + 1; first < p.To; {
+		end := min(p.To, (first/w+1)*w)
+		parts = append(parts, piece{store.Interval{From: first - 1, To: end}, p.peers})
+		first = end
+	}
+	return parts
+}
+
+// fillPiece fills a part of a gap that lies within one block, from the first replica that has it and answers well.
+func (h *Heal) fillPiece(ctx context.Context, g store.Gap, p piece, peers []peer, run *run) error {
+	var errs []error
+	for _, who := range p.peers {
+		got, err := h.take(ctx, who, all(p.Interval), store.GapReplica, nil, run)
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, store.ErrNoSpace) {
+				return err
+			}
+			errs = append(errs, fmt.Errorf("replica %s: %w", who.Name, err))
+			continue
+		}
+		// What that replica did not reach either, and another one did.
+		for _, e := range h.exceptions(ctx, p, who, peers) {
+			more, err := h.take(ctx, e.who, e.request(p.Interval), store.GapReplica, e.skip, run)
+			if err != nil {
+				return fmt.Errorf("fill targets that replica %s did not reach: %w", who.Name, err)
+			}
+			got.Samples += more.Samples
+		}
+		h.metrics.runs.WithLabelValues(runDone).Inc()
+		h.catchUp(ctx, g, p.Interval)
+		return h.opts.Ledger.Filled(g.ID, store.Fill{
+			Interval: p.Interval, Replica: who.Name, Zone: who.Card.Zone,
+			Series: got.Series, Samples: got.Samples, At: time.Now(),
+		})
+	}
+	return errors.Join(errs...)
+}
+
+// all asks for every series of an interval.
+func all(i store.Interval) request {
+	return request{interval: i, matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".+")}}
+}
+
+// take imports what one replica answers.
+func (h *Heal) take(ctx context.Context, who peer, r request, kind store.GapKind, skip func(labels.Labels) bool, run *run) (store.Imported, error) {
+	r.shift, r.stall, r.maxBytes = who.shift, healStall, maxPartBytes
+	answer, err := h.ask.series(ctx, who.Name, r)
+	if err != nil {
+		h.ask.punish(who.Name, err)
+		return store.Imported{}, err
+	}
+	defer answer.close()
+	got, err := h.opts.Store.Import(ctx, r.interval, answer, store.ImportOptions{
+		Kind: kind, Skip: skip, Yield: h.yield,
+		Progress: func(series, samples int64) {
+			h.metrics.samples.WithLabelValues(string(kind)).Add(float64(samples))
+			run.took(series, samples)
+		},
+	})
+	if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNoSpace) {
+		h.ask.punish(who.Name, err)
+	}
+	return got, err
+}
+
+// yield lets scraping and queries go first: who waited for a core because others worked leaves it to them for as long
+// again. Importing is one goroutine, so that it never takes more than one core.
+func (h *Heal) yield(ctx context.Context) error {
+	begin := time.Now()
+	runtime.Gosched()
+	waited := time.Since(begin)
+	if waited < busy {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(min(waited, maxYield))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,450 @@
+package heal
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/grafana/regexp"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/value"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+
+	"github.com/tocsin-io/tocsin/appliance/store"
+)
+
+const (
+	// minScan and maxScan bound how often our own `up` series are looked through.
+	minScan, maxScan = time.Second, 15 * time.Second
+	// firstScan is how far back they are looked through after a start, rescan how far back each time.
+	firstScan = 24 * time.Hour
+	// maxUpBytes bounds the `up` series of one replica.
+	maxUpBytes = 256 << 20
+	// maxAlternatives is how many values of a label are asked for by name.
+	maxAlternatives = 500
+)
+
+// observed is what is known of our own scrapes. It belongs to the loop.
+type observed struct {
+	at    time.Time
+	until int64            // Everything before was looked at, and explained.
+	every map[string]int64 // The scrape intervals of suspects, in milliseconds.
+}
+
+// observe finds the targets that this zone does not reach, and another one does.
+func (h *Heal) observe(ctx context.Context) {
+	now := time.Now()
+	held := h.opts.Store.Held()
+	if len(held) == 0 && now.Sub(h.observed.at) < min(max(h.opts.Settle()/4, minScan), maxScan) {
+		return
+	}
+	h.observed.at = now
+	if h.alone() {
+		return
+	}
+	if h.observed.until == 0 {
+		h.observed.until = now.Add(-firstScan).UnixMilli()
+	}
+	suspects, err := store.Suspects(ctx, h.opts.Store.Local(), h.observed.until, now.UnixMilli())
+	if err != nil {
+		h.logger.Warn("this replica's own `up` series cannot be read, so that gaps of single targets are not found", "err", err)
+		return
+	}
+	every := map[string]int64{}
+	for _, m := range held {
+		if d, ok := h.observed.every[m.Target.String()]; ok {
+			every[m.Target.String()] = d
+		}
+	}
+	for _, s := range suspects {
+		every[s.Labels.String()] = s.Every
+	}
+	h.observed.every = every
+	h.decide(ctx, held, now)
+	h.endTargets(suspects, now)
+	away := h.away()
+	suspects = slices.DeleteFunc(suspects, func(s store.Suspect) bool {
+		return within(s, away) || h.opts.Match(s.Labels).IsEmpty()
+	})
+	h.observed.until = h.explain(ctx, suspects, now)
+}
+
+// endTargets ends gaps that last and are not seen any more: the target is gone.
+func (h *Heal) endTargets(suspects []store.Suspect, now time.Time) {
+	seen := map[string]bool{}
+	for _, s := range suspects {
+		seen[s.Labels.String()] = true
+	}
+	for _, g := range h.opts.Ledger.Open() {
+		if g.Kind == store.GapTarget && g.Lasting() && !seen[g.Labels.String()] {
+			h.opts.Ledger.End(g.ID, now.UnixMilli())
+		}
+	}
+}
+
+// away are the times in which this replica was not there at all.
+func (h *Heal) away() (away []store.Interval) {
+	for _, g := range h.opts.Ledger.Gaps() {
+		if g.Kind == store.GapReplica {
+			away = append(away, g.Interval)
+		}
+	}
+	return away
+}
+
+// within tells of a suspect that it is part of such a time.
+func within(s store.Suspect, away []store.Interval) bool {
+	// Its ends are those of an interval between scrapes.
+	return slices.ContainsFunc(away, func(i store.Interval) bool {
+		return i.From-s.Every <= s.From && (s.To <= i.To || s.To-s.Every <= i.To)
+	})
+}
+
+// explain asks the others whether they reached the targets that we did not. It returns the time before which everything
+// is explained.
+func (h *Heal) explain(ctx context.Context, suspects []store.Suspect, now time.Time) (until int64) {
+	until = now.Add(-2 * h.opts.Settle()).UnixMilli()
+	if len(suspects) == 0 {
+		return until
+	}
+	span := store.Interval{From: suspects[0].From, To: now.UnixMilli()}
+	for _, s := range suspects {
+		span.From = min(span.From, s.From)
+		until = min(until, s.From)
+	}
+	views, complete := h.views(ctx, span)
+	settled := true
+	away := h.away()
+	for _, s := range suspects {
+		if wasReached(s, views, away) {
+			h.opts.Ledger.Add(store.Gap{
+				Kind: store.GapTarget, Labels: s.Labels, Match: h.opts.Match(s.Labels),
+				Interval: s.Interval, Cause: store.CauseUnreachable, Found: now,
+			})
+		} else if !complete {
+			settled = false // Somebody who is away may know better.
+		}
+		settled = settled && s.To != store.Lasts
+	}
+	if settled {
+		return now.Add(-2 * h.opts.Settle()).UnixMilli()
+	}
+	// What cannot be explained for a day never will.
+	return max(until, now.Add(-firstScan).UnixMilli())
+}
+
+// wasReached tells whether another replica scraped the target while we were there and did not.
+func wasReached(s store.Suspect, views []view, away []store.Interval) bool {
+	edge := s.Every / 2
+	for _, v := range views {
+		for _, t := range v.up[s.Labels.String()].at {
+			if s.From+edge < t && (s.To == store.Lasts || t < s.To-edge) &&
+				!slices.ContainsFunc(away, func(i store.Interval) bool { return i.Contains(t) }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// view is when a replica reached which targets, by the labels of their `up` series. Times are on our clock.
+type view struct {
+	peer
+	up map[string]reached
+}
+
+// reached is a target, by the labels of its `up` series, with the times at which it was, and the last time at which that
+// was tried.
+type reached struct {
+	labels labels.Labels
+	at     []int64
+	last   int64
+}
+
+// successes counts how often a target was reached within an interval.
+func (v *view) successes(target string, i store.Interval) (n int) {
+	for _, t := range v.up[target].at {
+		if i.Contains(t) {
+			n++
+		}
+	}
+	return n
+}
+
+// views asks all replicas for their `up` series. complete tells that each that the mesh knows of has answered.
+func (h *Heal) views(ctx context.Context, i store.Interval) (views []view, complete bool) {
+	peers, complete := h.ask.coverages(ctx, i)
+	for _, p := range peers {
+		if !p.ready {
+			continue
+		}
+		up, err := h.up(ctx, p, i)
+		if err != nil {
+			complete = false
+			if ctx.Err() == nil {
+				h.ask.punish(p.Name, err)
+				h.logger.Debug("a replica did not say which targets it reached", "replica", p.Name, "err", err)
+			}
+			continue
+		}
+		views = append(views, view{p, up})
+	}
+	return views, complete
+}
+
+func (h *Heal) up(ctx context.Context, p peer, i store.Interval) (map[string]reached, error) {
+	a, err := h.ask.series(ctx, p.Name, request{
+		interval: i, shift: p.shift, stall: healStall, maxBytes: maxUpBytes,
+		matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "up")},
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer a.close()
+	up := map[string]reached{}
+	for a.Next() {
+		s := a.At()
+		seen := reached{labels: withoutName(s.Labels), last: math.MinInt64}
+		for _, c := range s.Chunks {
+			if c.Chunk.Encoding() != chunkenc.EncXOR {
+				continue
+			}
+			it := c.Chunk.Iterator(nil)
+			for it.Next() != chunkenc.ValNone {
+				t, v := it.At()
+				if v == 1 {
+					seen.at = append(seen.at, t+p.shift)
+				}
+				if !value.IsStaleNaN(v) {
+					seen.last = t + p.shift
+				}
+			}
+			if err := it.Err(); err != nil {
+				return nil, lied(lieCorrupt, "the series %s does not decode: %s", s.Labels, err)
+			}
+		}
+		up[seen.labels.String()] = seen
+	}
+	return up, a.Err()
+}
+
+func withoutName(l labels.Labels) labels.Labels {
+	return labels.NewBuilder(l).Del(model.MetricNameLabel).Labels()
+}
+
+// selection is targets that are taken of one replica.
+type selection struct {
+	who     peer
+	targets []labels.Labels // What their series match.
+}
+
+// skip leaves out what belongs to none of the targets.
+func (s *selection) skip(series labels.Labels) bool {
+	return !slices.ContainsFunc(s.targets, func(match labels.Labels) bool { return has(series, match) })
+}
+
+func has(series, match labels.Labels) bool {
+	all := true
+	match.Range(func(l labels.Label) { all = all && series.Get(l.Name) == l.Value })
+	return all
+}
+
+// request asks for the series of the targets, and for not much else: for each label that all of them have, their
+// values.
+func (s *selection) request(i store.Interval) request {
+	r := request{interval: i}
+	values := map[string][]string{}
+	for _, t := range s.targets {
+		t.Range(func(l labels.Label) { values[l.Name] = append(values[l.Name], l.Value) })
+	}
+	for name, v := range values {
+		if len(v) < len(s.targets) {
+			continue
+		}
+		slices.Sort(v)
+		v = slices.Compact(v)
+		switch {
+		case len(v) == 1:
+			r.matchers = append(r.matchers, labels.MustNewMatcher(labels.MatchEqual, name, v[0]))
+		case len(v) <= maxAlternatives:
+			quoted := make([]string, len(v))
+			for n := range v {
+				quoted[n] = regexp.QuoteMeta(v[n])
+			}
+			r.matchers = append(r.matchers, labels.MustNewMatcher(labels.MatchRegexp, name, strings.Join(quoted, "|")))
+		}
+	}
+	if len(r.matchers) == 0 {
+		r.matchers = all(i).matchers
+	}
+	return r
+}
+
+// holed tells whether theirs has a success where ours has a hole, as the rule of filling has it.
+func holed(ours, theirs []int64, in store.Interval) bool {
+	for n, t := range theirs {
+		d := int64(math.MaxInt64)
+		if n > 0 {
+			d = t - theirs[n-1]
+		}
+		if n+1 < len(theirs) {
+			d = min(d, theirs[n+1]-t)
+		}
+		if d == math.MaxInt64 {
+			d = 0
+		}
+		after, _ := slices.BinarySearch(ours, t)
+		// Beyond the interval nothing is known, so a hole at its edge has to be wider.
+		before, next := in.From-d/2, in.To+d/2
+		if after > 0 {
+			before = ours[after-1]
+		}
+		if after < len(ours) {
+			next = ours[after]
+		}
+		if in.Contains(t) && 2*(next-before) >= 3*d && 2*(t-before) >= d && 2*(next-t) >= d && next-before > d {
+			return true
+		}
+	}
+	return false
+}
+
+// exceptions are the targets that the replica that a piece comes from did not reach at a time when another one did, unless it has
+// healed that.
+func (h *Heal) exceptions(ctx context.Context, p piece, from peer, peers []peer) []*selection {
+	if len(peers) < 2 {
+		return nil
+	}
+	views, _ := h.views(ctx, p.Interval)
+	main := slices.IndexFunc(views, func(v view) bool { return v.Name == from.Name })
+	if main < 0 {
+		return nil
+	}
+	by := map[int]*selection{}
+	for n, v := range views {
+		if n == main {
+			continue
+		}
+		for target, theirs := range v.up {
+			if !holed(views[main].up[target].at, theirs.at, p.Interval) {
+				continue
+			}
+			if slices.ContainsFunc(views[main].healed[target], func(i store.Interval) bool { return !i.Intersect(p.Interval).Empty() }) {
+				continue
+			}
+			match := h.opts.Match(theirs.labels)
+			if match.IsEmpty() {
+				continue
+			}
+			if by[n] == nil {
+				by[n] = &selection{who: v.peer}
+			}
+			by[n].targets = append(by[n].targets, match)
+		}
+	}
+	var list []*selection
+	for _, s := range by {
+		list = append(list, s)
+	}
+	return list
+}
+
+// fillTargets fills gaps of targets: those that come from the same replica together.
+func (h *Heal) fillTargets(ctx context.Context, gaps []store.Gap) error {
+	due := map[string][]store.Interval{}
+	var span store.Interval
+	gaps = slices.DeleteFunc(gaps, func(g store.Gap) bool {
+		parts := h.due(&g)
+		if len(parts) == 0 {
+			return true
+		}
+		due[g.ID] = parts
+		first, last := parts[0].From, parts[len(parts)-1].To
+		if span.To == 0 {
+			span = store.Interval{From: first, To: last}
+		}
+		span = store.Interval{From: min(span.From, first), To: max(span.To, last)}
+		return false
+	})
+	if len(gaps) == 0 {
+		return nil
+	}
+	views, complete := h.views(ctx, span)
+	if len(views) == 0 {
+		return errWait
+	}
+	by := map[int][]store.Gap{}
+	waits := false
+	for _, g := range gaps {
+		target, most, who := g.Labels.String(), 0, -1
+		for n, v := range views {
+			count := 0
+			for _, i := range due[g.ID] {
+				count += v.successes(target, i)
+			}
+			if count > most {
+				most, who = count, n
+			}
+		}
+		switch {
+		case who >= 0:
+			by[who] = append(by[who], g)
+		case complete:
+			if err := h.lose(g, due[g.ID]); err != nil {
+				return err
+			}
+		default:
+			waits = true
+		}
+	}
+	for n, batch := range by {
+		if err := h.fillBatch(ctx, views[n].peer, batch, due); err != nil {
+			return err
+		}
+	}
+	if waits {
+		return errWait
+	}
+	return nil
+}
+
+// fillBatch fills gaps of several targets from one replica. The whole span is imported for all of them, since outside of
+// its gap a target's series have no holes to be filled.
+func (h *Heal) fillBatch(ctx context.Context, who peer, gaps []store.Gap, due map[string][]store.Interval) error {
+	s := &selection{who: who}
+	span := due[gaps[0].ID][0]
+	for _, g := range gaps {
+		s.targets = append(s.targets, g.Match)
+		parts := due[g.ID]
+		span = store.Interval{From: min(span.From, parts[0].From), To: max(span.To, parts[len(parts)-1].To)}
+	}
+	work := cut(piece{span, []peer{who}}, h.opts.Window)
+	run := h.begin(gaps[0], work)
+	defer h.finish(run)
+	for _, p := range work {
+		got, err := h.take(ctx, who, s.request(p.Interval), store.GapTarget, s.skip, run)
+		if err != nil {
+			return fmt.Errorf("fill targets from replica %s: %w", who.Name, err)
+		}
+		h.metrics.runs.WithLabelValues(runDone).Inc()
+		for _, g := range gaps {
+			for _, i := range due[g.ID] {
+				if i = i.Intersect(p.Interval); i.Empty() {
+					continue
+				}
+				if err := h.opts.Ledger.Filled(g.ID, store.Fill{
+					Interval: i, Replica: who.Name, Zone: who.Card.Zone,
+					Series: got.Series, Samples: got.Samples, Targets: len(gaps), At: time.Now(),
+				}); err != nil {
+					return err
+				}
+			}
+		}
+		run.part(p.Interval)
+	}
+	return nil
+}

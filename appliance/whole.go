@@ -1,0 +1,140 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/rules"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/util/annotations"
+
+	"github.com/tocsin-io/tocsin/appliance/config"
+	"github.com/tocsin-io/tocsin/appliance/heal"
+	"github.com/tocsin-io/tocsin/appliance/store"
+)
+
+const (
+	// What is scraped or evaluated less often than maxSettle is not waited for after a start.
+	maxSettle = 5 * time.Minute
+	// startSlack is how long it may take until the first targets are known.
+	startSlack = 2 * time.Second
+	// meshPatience is how long rules wait for the other replicas after a start: without them, what this replica missed
+	// would look absent.
+	meshPatience = 10 * time.Second
+)
+
+// newHeal wires what makes this replica's data whole.
+func (a *Appliance) newHeal() (*heal.Heal, error) {
+	ho := heal.Options{
+		Logger: a.component("heal"), Registerer: a.opts.Registry,
+		Store: a.store, Ledger: a.ledger, Zone: a.zone,
+		External: a.externalLabels, Match: a.seriesOf, Settle: a.settle,
+		Groups: func() []*rules.Group { return a.evaluate.Manager().RuleGroups() },
+		Engine: a.query.Engine(), Window: a.opts.Store.MinBlockDuration,
+	}
+	if a.mesh != nil { // An interface that holds a nil pointer is not nil.
+		ho.Mesh = a.mesh
+	}
+	return heal.New(ho)
+}
+
+// latePeers is the other replicas for queries: healing, which knows them, is built after queries.
+type latePeers struct{ a *Appliance }
+
+func (p latePeers) Available() bool { return p.a.heal != nil && p.a.heal.Peers().Available() }
+
+func (p latePeers) Select(ctx context.Context, i store.Interval, ms ...*labels.Matcher) ([]store.ForeignSeries, annotations.Annotations, error) {
+	return p.a.heal.Peers().Select(ctx, i, ms...)
+}
+
+func (p latePeers) LabelValues(ctx context.Context, name string, i store.Interval, ms ...*labels.Matcher) ([]string, annotations.Annotations, error) {
+	return p.a.heal.Peers().LabelValues(ctx, name, i, ms...)
+}
+
+func (p latePeers) LabelNames(ctx context.Context, i store.Interval, ms ...*labels.Matcher) ([]string, annotations.Annotations, error) {
+	return p.a.heal.Peers().LabelNames(ctx, i, ms...)
+}
+
+// beginLedger notes that scraping starts now.
+func (a *Appliance) beginLedger() error {
+	oldest, newest, err := a.store.TimeRange()
+	if errors.Is(err, tsdb.ErrNotReady) {
+		return nil // It is closing already.
+	}
+	if err != nil {
+		return err
+	}
+	a.ledger.Begin(time.Now(), newest, oldest == math.MaxInt64)
+	return nil
+}
+
+// keeps is how long data are kept, 0 for no limit in time.
+func (a *Appliance) keeps() time.Duration {
+	byTime, _ := a.store.Retention()
+	return byTime
+}
+
+// settle is how long it takes until everything was scraped, pulled and evaluated once.
+func (a *Appliance) settle() time.Duration {
+	cfg := a.Config()
+	longest := model.Duration(time.Second)
+	for _, job := range cfg.ScrapeConfigs {
+		longest = max(longest, job.ScrapeInterval)
+	}
+	for _, u := range cfg.Federation {
+		longest = max(longest, u.Interval)
+	}
+	for _, g := range a.evaluate.Manager().RuleGroups() {
+		longest = max(longest, model.Duration(g.Interval()))
+	}
+	return min(time.Duration(longest)+startSlack, maxSettle)
+}
+
+// seriesOf are the labels that all series of a target have, by those of its `up` series. What is federated keeps the
+// labels that it has upstream, but for the origin label. An `up` that was itself federated is none of ours.
+func (a *Appliance) seriesOf(up labels.Labels) labels.Labels {
+	for _, u := range a.Config().Federation {
+		if up.Get(u.OriginLabel) != u.Name {
+			continue
+		}
+		if up.Get(model.JobLabel) != "federate" {
+			return labels.EmptyLabels()
+		}
+		return labels.FromStrings(u.OriginLabel, u.Name)
+	}
+	return up
+}
+
+// externalLabels are what a stock Thanos Query tells the replicas apart by.
+func (a *Appliance) externalLabels() labels.Labels {
+	cfg := a.Config()
+	b := labels.NewBuilder(cfg.Prometheus.GlobalConfig.ExternalLabels)
+	for name, value := range map[string]string{config.ReplicaLabel: cfg.Replica.Name, config.ZoneLabel: a.zone} {
+		if value != "" && b.Get(name) == "" {
+			b.Set(name, value)
+		}
+	}
+	return b.Labels()
+}
+
+// afterMesh runs f once the other replicas had a moment to be found.
+func (a *Appliance) afterMesh(f func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if a.mesh != nil {
+			patience, cancel := context.WithTimeout(ctx, meshPatience)
+			err := a.mesh.WaitReady(patience)
+			cancel()
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				a.logger.Warn("rules start without the other replicas: what this one missed may look absent to them", "waited", meshPatience)
+			}
+		}
+		return f(ctx)
+	}
+}
