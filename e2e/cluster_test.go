@@ -68,6 +68,7 @@ type clusterOptions struct {
 	names                    []string
 	strangers                []string // further zones, for what add adds
 	keyless                  bool
+	watched                  bool // with a meter, and rules about it, as healing needs
 	groupWait, groupInterval time.Duration
 }
 
@@ -79,6 +80,7 @@ type meshCluster struct {
 	loopback string   // the first three bytes of the addresses, without zones
 	hook     *receiver
 	lamps    *exporter
+	meter    *meter // nil unless it is watched
 	options  clusterOptions
 	replicas map[string]*replica
 	key      string
@@ -130,6 +132,9 @@ func newCluster(t *testing.T, o clusterOptions) *meshCluster {
 	c.hook = newReceiver(t, c.core(), zoneOf)
 	c.lamps = &exporter{values: map[string]float64{}}
 	c.lamps.Server = serveIn(t, c.core(), http.HandlerFunc(c.lamps.serve))
+	if o.watched {
+		c.meter = newMeter(t, c.net.zones[meterZone])
+	}
 	if !o.keyless {
 		c.key = newClusterKey(t, c.dir)
 	}
@@ -224,6 +229,9 @@ func (r *replica) configure() {
 	write(t, r.dir, "prometheus.yml", fmt.Sprintf(clusterPrometheus, r.replica, "zone-"+r.name, r.cluster.lamps.address()))
 	write(t, r.dir, "alertmanager.yml", fmt.Sprintf(clusterAlertmanager, o.groupWait, o.groupInterval, r.cluster.hook.url))
 	write(t, r.dir, "rules.yml", clusterRules)
+	if r.cluster.meter != nil {
+		r.watch()
+	}
 }
 
 func quoted(all []string) string {

@@ -26,6 +26,8 @@ const (
 	minSkew = time.Second
 	// punishment is how long a replica is not asked that gave a wrong answer, unless there is nobody else.
 	punishment = time.Minute
+	// maxFailures is after how many errors in a row a replica is taken for broken.
+	maxFailures = 3
 	// maxAnswered bounds the intervals that are taken of one coverage answer.
 	maxAnswered = 10_000
 )
@@ -88,6 +90,7 @@ type asker struct {
 
 	mu       sync.Mutex
 	punished map[string]time.Time
+	failed   map[string]int // Errors in a row.
 	known    map[string]known
 }
 
@@ -153,13 +156,43 @@ func weight(self, other string) uint32 {
 func (a *asker) punish(member string, err error) {
 	reason := reasonOf(err)
 	a.metrics.refused.WithLabelValues(reason).Inc()
-	if reason == failedReach || reason == failedAnswer {
+	if reason == failedReach {
 		return // It is not wrong, it is away.
+	}
+	if reason == failedAnswer {
+		// That may pass. A replica that cannot read its own disk any more must not keep the others from going on.
+		a.mu.Lock()
+		a.failed[member]++
+		passes := a.failed[member] < maxFailures
+		a.mu.Unlock()
+		if passes {
+			return
+		}
 	}
 	a.logger.Warn("a replica's answer is refused, and it is asked last for a while", "replica", member, "reason", reason, "for", punishment, "err", err)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.punished[member] = time.Now().Add(punishment)
+	a.failed[member] = 0
+}
+
+// praise forgets the failures of a replica that has answered.
+func (a *asker) praise(member string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.failed, member)
+}
+
+// honest are those who are not punished.
+func (a *asker) honest(peers []peer) (honest []peer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range peers {
+		if time.Now().After(a.punished[p.Name]) {
+			honest = append(honest, p)
+		}
+	}
+	return honest
 }
 
 // coverages asks all replicas that are there at once. Those that do not answer in time are not in the result, and

@@ -118,6 +118,9 @@ type Heal struct {
 	ask     *asker
 	serve   *storeServer
 	running atomic.Bool
+	// stall and maxBytes bound an answer: healStall and maxPartBytes.
+	stall    time.Duration
+	maxBytes int64
 
 	observed observed
 	backoff  map[string]backoff
@@ -143,10 +146,10 @@ func New(o Options) (*Heal, error) {
 	}
 	m := newMetrics(o.Registerer)
 	h := &Heal{
-		opts: o, logger: o.Logger, metrics: m, backoff: map[string]backoff{},
+		opts: o, logger: o.Logger, metrics: m, backoff: map[string]backoff{}, stall: healStall, maxBytes: maxPartBytes,
 		ask: &asker{
 			mesh: o.Mesh, logger: o.Logger, metrics: m, zone: func() string { return o.Zone },
-			punished: map[string]time.Time{}, known: map[string]known{},
+			punished: map[string]time.Time{}, failed: map[string]int{}, known: map[string]known{},
 		},
 	}
 	if h.opts.Mesh != nil && h.opts.Mesh.Keyed() {
@@ -337,6 +340,10 @@ func (h *Heal) fillReplica(ctx context.Context, g store.Gap) error {
 	if len(peers) == 0 {
 		return errWait
 	}
+	// Who gives wrong answers does not count as having anything, as long as there is somebody else.
+	if honest := h.ask.honest(peers); len(honest) > 0 {
+		peers = honest
+	}
 	var waits, work []piece
 	for _, part := range parts {
 		for _, p := range share(part, peers) {
@@ -449,7 +456,9 @@ func cut(p piece, window time.Duration) (parts []piece) {
 }
 
 // fillPiece fills a part of a gap that lies within one block, from the first replica that has it and answers well.
-func (h *Heal) fillPiece(ctx context.Context, g store.Gap, p piece, peers []peer, run *run) error {
+func (h *Heal) fillPiece(ctx context.Context, g store.Gap, p piece, _ []peer, run *run) error {
+	// What they have healed themselves they had before they are asked for it.
+	views, _ := h.views(ctx, p.Interval)
 	var errs []error
 	for _, who := range p.peers {
 		got, err := h.take(ctx, who, all(p.Interval), store.GapReplica, nil, run)
@@ -461,7 +470,7 @@ func (h *Heal) fillPiece(ctx context.Context, g store.Gap, p piece, peers []peer
 			continue
 		}
 		// What that replica did not reach either, and another one did.
-		for _, e := range h.exceptions(ctx, p, who, peers) {
+		for _, e := range h.exceptions(p, who, views) {
 			more, err := h.take(ctx, e.who, e.request(p.Interval), store.GapReplica, e.skip, run)
 			if err != nil {
 				return fmt.Errorf("fill targets that replica %s did not reach: %w", who.Name, err)
@@ -485,7 +494,7 @@ func all(i store.Interval) request {
 
 // take imports what one replica answers.
 func (h *Heal) take(ctx context.Context, who peer, r request, kind store.GapKind, skip func(labels.Labels) bool, run *run) (store.Imported, error) {
-	r.shift, r.stall, r.maxBytes = who.shift, healStall, maxPartBytes
+	r.shift, r.stall, r.maxBytes = who.shift, h.stall, h.maxBytes
 	answer, err := h.ask.series(ctx, who.Name, r)
 	if err != nil {
 		h.ask.punish(who.Name, err)
@@ -499,7 +508,10 @@ func (h *Heal) take(ctx context.Context, who peer, r request, kind store.GapKind
 			run.took(series, samples)
 		},
 	})
-	if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNoSpace) {
+	switch {
+	case err == nil:
+		h.ask.praise(who.Name)
+	case ctx.Err() == nil && !errors.Is(err, store.ErrNoSpace):
 		h.ask.punish(who.Name, err)
 	}
 	return got, err

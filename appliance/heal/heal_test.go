@@ -32,7 +32,7 @@ import (
 )
 
 // patience is how long a trial waits for a condition.
-const patience = 60 * time.Second
+const patience = 25 * time.Second
 
 // trial is one replica: a real store with its ledger, on a real mesh with a key, and its healing.
 type trial struct {

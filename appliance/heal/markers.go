@@ -78,7 +78,11 @@ func (h *Heal) verdict(s store.Held, members []mesh.Member, views []view, now ti
 	if known && len(views) > 0 && tried == len(views) {
 		return ended
 	}
-	if now.Add(-h.lag()).UnixMilli() > s.At+2*every {
+	wait := time.Duration(2*every)*time.Millisecond + h.lag()
+	if len(views) == 0 {
+		wait = max(wait, store.SpliceMargin*time.Millisecond) // They start, and will say it then.
+	}
+	if now.Sub(s.Since) > wait {
 		return ended
 	}
 	return unknown

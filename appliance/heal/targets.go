@@ -86,9 +86,10 @@ func (h *Heal) endTargets(suspects []store.Suspect, now time.Time) {
 	}
 }
 
-// away are the times in which this replica was not there at all.
+// away are the times in which this replica was not there at all, and which are not healed. Once they are, our `up` says
+// what of a target we got.
 func (h *Heal) away() (away []store.Interval) {
-	for _, g := range h.opts.Ledger.Gaps() {
+	for _, g := range h.opts.Ledger.Open() {
 		if g.Kind == store.GapReplica {
 			away = append(away, g.Interval)
 		}
@@ -198,7 +199,7 @@ func (h *Heal) views(ctx context.Context, i store.Interval) (views []view, compl
 
 func (h *Heal) up(ctx context.Context, p peer, i store.Interval) (map[string]reached, error) {
 	a, err := h.ask.series(ctx, p.Name, request{
-		interval: i, shift: p.shift, stall: healStall, maxBytes: maxUpBytes,
+		interval: i, shift: p.shift, stall: h.stall, maxBytes: maxUpBytes,
 		matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "up")},
 	})
 	if err != nil {
@@ -315,11 +316,7 @@ func holed(ours, theirs []int64, in store.Interval) bool {
 
 // exceptions are the targets that the replica that a piece comes from did not reach at a time when another one did, unless it has
 // healed that.
-func (h *Heal) exceptions(ctx context.Context, p piece, from peer, peers []peer) []*selection {
-	if len(peers) < 2 {
-		return nil
-	}
-	views, _ := h.views(ctx, p.Interval)
+func (h *Heal) exceptions(p piece, from peer, views []view) []*selection {
 	main := slices.IndexFunc(views, func(v view) bool { return v.Name == from.Name })
 	if main < 0 {
 		return nil
@@ -377,44 +374,98 @@ func (h *Heal) fillTargets(ctx context.Context, gaps []store.Gap) error {
 	if len(views) == 0 {
 		return errWait
 	}
-	by := map[int][]store.Gap{}
-	waits := false
+	// In the first round each comes from who reached it most, and then from those who did when that one did not.
+	rounds := make([]map[int][]store.Gap, len(views))
+	var closing, waiting []store.Gap
 	for _, g := range gaps {
-		target, most, who := g.Labels.String(), 0, -1
-		for n, v := range views {
-			count := 0
-			for _, i := range due[g.ID] {
-				count += v.successes(target, i)
+		sources := sourcesOf(g.Labels.String(), views, due[g.ID])
+		for round, n := range sources {
+			if rounds[round] == nil {
+				rounds[round] = map[int][]store.Gap{}
 			}
-			if count > most {
-				most, who = count, n
-			}
+			rounds[round][n] = append(rounds[round][n], g)
 		}
-		switch {
-		case who >= 0:
-			by[who] = append(by[who], g)
-		case complete:
-			if err := h.lose(g, due[g.ID]); err != nil {
+		// As long as somebody who may have more cannot be asked, only what lacks nothing is closed.
+		if complete || len(sources) > 0 && views[sources[0]].whole(g.Labels.String(), due[g.ID]) {
+			closing = append(closing, g)
+		} else {
+			waiting = append(waiting, g)
+		}
+	}
+	fills := map[string]store.Fill{}
+	for _, round := range rounds {
+		for n, batch := range round {
+			if err := h.fillBatch(ctx, views[n].peer, batch, due, fills); err != nil {
 				return err
 			}
-		default:
-			waits = true
 		}
 	}
-	for n, batch := range by {
-		if err := h.fillBatch(ctx, views[n].peer, batch, due); err != nil {
-			return err
+	for _, g := range closing {
+		fill, filled := fills[g.ID]
+		if !filled {
+			h.metrics.runs.WithLabelValues(runNobody).Inc()
+		}
+		for _, i := range due[g.ID] {
+			fill.Interval, fill.At = i, time.Now()
+			if err := h.opts.Ledger.Filled(g.ID, fill); err != nil {
+				return fmt.Errorf("note what was filled: %w", err)
+			}
 		}
 	}
-	if waits {
+	if len(waiting) > 0 {
 		return errWait
 	}
 	return nil
 }
 
+// sourcesOf are the views that have something of a target: first the one that reached it most often, then those that did
+// when that one did not.
+func sourcesOf(target string, views []view, parts []store.Interval) (sources []int) {
+	most, best := 0, -1
+	for n := range views {
+		count := 0
+		for _, i := range parts {
+			count += views[n].successes(target, i)
+		}
+		if count > most {
+			most, best = count, n
+		}
+	}
+	if best < 0 {
+		return nil
+	}
+	sources = []int{best}
+	for n := range views {
+		if n != best && slices.ContainsFunc(parts, func(i store.Interval) bool {
+			return holed(views[best].up[target].at, views[n].up[target].at, i)
+		}) {
+			sources = append(sources, n)
+		}
+	}
+	return sources
+}
+
+// whole tells whether a target was reached all the time.
+func (v *view) whole(target string, parts []store.Interval) bool {
+	at := v.up[target].at
+	for _, i := range parts {
+		before, every := i.From, int64(math.MaxInt64)
+		for n := range at[min(1, len(at)):] {
+			every = min(every, at[n+1]-at[n])
+		}
+		for _, t := range append(slices.DeleteFunc(slices.Clone(at), func(t int64) bool { return !i.Contains(t) }), i.To) {
+			if 2*(t-before) > 3*every {
+				return false
+			}
+			before = t
+		}
+	}
+	return true
+}
+
 // fillBatch fills gaps of several targets from one replica. The whole span is imported for all of them, since outside of
 // its gap a target's series have no holes to be filled.
-func (h *Heal) fillBatch(ctx context.Context, who peer, gaps []store.Gap, due map[string][]store.Interval) error {
+func (h *Heal) fillBatch(ctx context.Context, who peer, gaps []store.Gap, due map[string][]store.Interval, fills map[string]store.Fill) error {
 	s := &selection{who: who}
 	span := due[gaps[0].ID][0]
 	for _, g := range gaps {
@@ -425,26 +476,20 @@ func (h *Heal) fillBatch(ctx context.Context, who peer, gaps []store.Gap, due ma
 	work := cut(piece{span, []peer{who}}, h.opts.Window)
 	run := h.begin(gaps[0], work)
 	defer h.finish(run)
+	var sum store.Imported
 	for _, p := range work {
 		got, err := h.take(ctx, who, s.request(p.Interval), store.GapTarget, s.skip, run)
 		if err != nil {
 			return fmt.Errorf("fill targets from replica %s: %w", who.Name, err)
 		}
+		sum.Series, sum.Samples = max(sum.Series, got.Series), sum.Samples+got.Samples
 		h.metrics.runs.WithLabelValues(runDone).Inc()
-		for _, g := range gaps {
-			for _, i := range due[g.ID] {
-				if i = i.Intersect(p.Interval); i.Empty() {
-					continue
-				}
-				if err := h.opts.Ledger.Filled(g.ID, store.Fill{
-					Interval: i, Replica: who.Name, Zone: who.Card.Zone,
-					Series: got.Series, Samples: got.Samples, Targets: len(gaps), At: time.Now(),
-				}); err != nil {
-					return err
-				}
-			}
-		}
 		run.part(p.Interval)
+	}
+	for _, g := range gaps {
+		if _, ok := fills[g.ID]; !ok {
+			fills[g.ID] = store.Fill{Replica: who.Name, Zone: who.Card.Zone, Series: sum.Series, Samples: sum.Samples, Targets: len(gaps)}
+		}
 	}
 	return nil
 }

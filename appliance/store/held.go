@@ -7,6 +7,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
@@ -27,8 +28,9 @@ type Held struct {
 	ID uint64
 	// Target are the labels of its `up` series, without the name.
 	Target labels.Labels
-	// At is the time of the scrape, in Unix milliseconds.
-	At int64
+	// At is the time of the scrape, in Unix milliseconds, and Since when it ended.
+	At    int64
+	Since time.Time
 }
 
 // heldMarkers are the scrapes that wait, by their number.
@@ -115,7 +117,7 @@ func (h *heldMarkers) add(s heldScrape) bool {
 		h.scrape = map[uint64]heldScrape{}
 	}
 	h.last++
-	s.ID = h.last
+	s.ID, s.Since = h.last, time.Now()
 	h.scrape[s.ID] = s
 	h.total += len(s.series)
 	return true

@@ -138,7 +138,7 @@ func (l *Ledger) Begin(now time.Time, newest int64, empty bool) {
 		missed := []Interval{{last - settle, Lasts}}
 		if newest < last-settle {
 			// Data from before the last beat are lost too, unless they were missing anyway.
-			missed = append(l.outside([]Interval{{newest - settle, last}}), missed...)
+			missed = append(l.outside([]Interval{{newest - settle, last}}, GapReplica), missed...)
 		}
 		l.lasts(missed, CauseDown, now)
 	}
@@ -231,7 +231,7 @@ func (l *Ledger) Evaluated(group labels.Labels, at, every int64) {
 	// After a freeze it may be that rules come before the beat that would have told.
 	now := time.Now()
 	l.notice(now)
-	for _, i := range l.outside([]Interval{{last.at, at}}) {
+	for _, i := range l.outside([]Interval{{last.at, at}}, GapRules) {
 		if i.To-i.From > every+every/2 {
 			l.add(Gap{Kind: GapRules, Labels: group, Interval: i, Cause: CauseEvaluation}, now)
 		}

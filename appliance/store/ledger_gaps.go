@@ -64,7 +64,7 @@ func (g *Gap) copied() *Gap {
 
 // Add enters a gap of a target or a rule group that the caller found: its kind, labels, match, interval and cause. What
 // is known already of the same kind and labels, open or closed, is not entered again, nor what lies in a gap of the
-// whole replica. An open gap that overlaps it or touches it is extended instead, and ends if it lasted and this one
+// whole replica, which for a target has to be open. An open gap that overlaps it or touches it is extended instead, and ends if it lasted and this one
 // does not.
 //
 // The ID is that of the gap which has it now. It is "" when a gap of the replica has it all. It is on disk with the
@@ -78,7 +78,7 @@ func (l *Ledger) Add(g Gap) (id string) {
 func (l *Ledger) add(g Gap, now time.Time) string {
 	left := []Interval{g.Interval}
 	if g.Kind != GapReplica {
-		left = l.outside(left)
+		left = l.outside(left, g.Kind)
 	}
 	if left = normal(left); len(left) == 0 {
 		return ""
@@ -327,11 +327,12 @@ func (l *Ledger) settled(g *Gap, now time.Time) {
 	}
 }
 
-// outside takes out what lies in gaps of everything.
-func (l *Ledger) outside(of []Interval) []Interval {
+// outside takes out what lies in gaps of everything. For a target that is the open ones: once such a gap is healed, what
+// of a target is still missing in it is known of its own.
+func (l *Ledger) outside(of []Interval, kind GapKind) []Interval {
 	for _, id := range l.alike[keyOf(GapReplica, labels.EmptyLabels())] {
 		g := l.gaps[id]
-		if g.Kind != GapReplica {
+		if g.Kind != GapReplica || kind == GapTarget && g.State != GapOpen {
 			continue
 		}
 		i := g.Interval

@@ -44,8 +44,15 @@ type options struct {
 	pgo              string
 	pgoProfileLength time.Duration
 
-	notify notifyOptions
+	thanos   string
+	notify   notifyOptions
+	heal     healOptions
+	query    queryOptions
+	snapshot snapshotOptions
 }
+
+// scenarioNames are all that there are; those of them that compare clusters are only run when they are named.
+var scenarioNames = []string{"idle", "start", "scrape", "replay", "notify", "heal", "query", "snapshot"}
 
 // bench is one run: the options, where to print, the directory that everything lies in.
 type bench struct {
@@ -77,7 +84,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.tocsin, "tocsin", env("TOCSIN", "bin/tocsin"), "tocsin binary (environment: TOCSIN)")
 	f.StringVar(&o.prometheus, "prometheus", env("PROMETHEUS", "bin/peers/prometheus"), "stock Prometheus binary (environment: PROMETHEUS)")
 	f.StringVar(&o.alertmanager, "alertmanager", env("ALERTMANAGER", "prometheus-alertmanager"), "stock Alertmanager binary (environment: ALERTMANAGER)")
-	f.StringVar(&scenarios, "scenarios", env("BENCH_SCENARIOS", "idle,start,scrape,replay,notify"), "scenarios to run, in this order (environment: BENCH_SCENARIOS)")
+	f.StringVar(&o.thanos, "thanos", env("THANOS", "bin/peers/thanos"), "stock Thanos binary, for the scenario query (environment: THANOS)")
+	f.StringVar(&scenarios, "scenarios", env("BENCH_SCENARIOS", "idle,start,scrape,replay,notify"),
+		"scenarios to run, in this order, of "+strings.Join(scenarioNames, ", ")+" (environment: BENCH_SCENARIOS)")
 	f.BoolVar(&o.control, "control", false, "run the stock stack on both sides, to see the noise of the method on this machine")
 	f.BoolVar(&o.smoke, "smoke", false, "short lengths for CI: proves that everything runs, the figures mean nothing")
 	f.IntVar(&o.targets, "targets", 500, "targets")
@@ -92,6 +101,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.dir, "dir", "", "existing directory in which one for data, configuration and logs is made (default: the temporary directory)")
 	f.BoolVar(&o.keep, "keep", false, "keep the directory; it is kept anyway when something goes wrong")
 	parts, replicas := o.notify.flags(f)
+	o.heal.flags(f)
+	sides := o.query.flags(f)
+	o.snapshot.flags(f)
 	f.StringVar(&o.profiles, "profiles", "", "after the measured window, write a CPU profile of a minute and a heap profile of both sides into this directory")
 	f.StringVar(&o.pgo, "pgo", "", "measure nothing; collect a CPU profile of tocsin under load and replay and write it to this file")
 	f.DurationVar(&o.pgoProfileLength, "pgo-length", 4*time.Minute, "length of the profile under load")
@@ -107,6 +119,12 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		o.starts, o.replays = 2, 1
 		o.pgoProfileLength = 5 * time.Second
 		o.notify.shorten(replicas)
+		o.heal.shorten()
+		o.query.shorten()
+		o.snapshot.shorten()
+	}
+	if err := errors.Join(o.heal.check(), o.query.check(*sides), o.snapshot.check()); err != nil {
+		return o, err
 	}
 	if err := o.notify.check(*parts, *replicas); err != nil {
 		return o, err
@@ -125,8 +143,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	}
 	o.scenarios = strings.Split(scenarios, ",")
 	for _, s := range o.scenarios {
-		if !slices.Contains([]string{"idle", "start", "scrape", "replay", "notify"}, s) {
-			return o, fmt.Errorf("-scenarios: %q is not one of idle, start, scrape, replay, notify", s)
+		if !slices.Contains(scenarioNames, s) {
+			return o, fmt.Errorf("-scenarios: %q is not one of %s", s, strings.Join(scenarioNames, ", "))
 		}
 	}
 	return o, nil
@@ -160,7 +178,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return b.profileGuided(ctx)
 	}
 	for _, s := range b.scenarios {
-		run := map[string]func(context.Context) error{"idle": b.runIdle, "start": b.runStart, "scrape": b.runScrape, "replay": b.runReplay, "notify": b.runNotify}[s]
+		run := map[string]func(context.Context) error{
+			"idle": b.runIdle, "start": b.runStart, "scrape": b.runScrape, "replay": b.runReplay, "notify": b.runNotify,
+			"heal": b.runHeal, "query": b.runQuery, "snapshot": b.runSnapshot,
+		}[s]
 		if err := run(ctx); err != nil {
 			return fmt.Errorf("scenario %s: %w", s, err)
 		}
@@ -177,7 +198,8 @@ func (b *bench) findBinaries() error {
 	}{
 		{&b.tocsin, "-tocsin", "build it with make", !b.control},
 		{&b.prometheus, "-prometheus", "build it from e2e/peers", b.pgo == ""},
-		{&b.alertmanager, "-alertmanager", "install Debian's package prometheus-alertmanager", b.pgo == ""},
+		{&b.alertmanager, "-alertmanager", "install Debian's package prometheus-alertmanager", b.pgo == "" && b.needsAlertmanager()},
+		{&b.thanos, "-thanos", "build it with make peers", b.pgo == "" && slices.Contains(b.scenarios, "query")},
 	} {
 		if !f.needed {
 			continue
@@ -194,6 +216,11 @@ func (b *bench) findBinaries() error {
 	return nil
 }
 
+// needsAlertmanager tells whether a scenario has the whole stock stack.
+func (o *options) needsAlertmanager() bool {
+	return slices.ContainsFunc(o.scenarios, func(s string) bool { return !slices.Contains([]string{"heal", "query", "snapshot"}, s) })
+}
+
 // header tells the machine and the versions: a ratio without them cannot be compared later.
 func (b *bench) header(ctx context.Context) {
 	fmt.Fprintf(b.out, "machine: %d CPUs, %s, load average %s\n", runtime.NumCPU(), cpuModel(), loadAverage())
@@ -202,7 +229,7 @@ func (b *bench) header(ctx context.Context) {
 		args []string
 	}{{b.tocsin, []string{"version"}}, {b.prometheus, []string{"--version"}}, {b.alertmanager, []string{"--version"}}}
 	for i, a := range ask {
-		if (i == 0 && b.control) || (i > 0 && b.pgo != "") {
+		if (i == 0 && b.control) || (i > 0 && b.pgo != "") || (i == 2 && !b.needsAlertmanager()) {
 			continue
 		}
 		text, err := exec.CommandContext(ctx, a.name, a.args...).CombinedOutput() // Alertmanager prints to standard error

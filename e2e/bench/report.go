@@ -24,7 +24,12 @@ func (b *bench) table(title string, rows []row) {
 	if b.control {
 		left = "stock (control)"
 	}
-	cells := [][]string{{title, left, stock, "ratio", "goal"}}
+	b.compare(title, left, stock, rows)
+}
+
+// compare prints rows of two things that are neither ours nor stock in particular.
+func (b *bench) compare(title, left, right string, rows []row) {
+	cells := [][]string{{title, left, right, "ratio", "goal"}}
 	for _, r := range rows {
 		if r.format == "" {
 			r.format = "%.2f"

@@ -35,8 +35,9 @@ type setup struct {
 	name         string // ours or stock
 	config       string // directory written by writeConfig; "" starts tocsin on its built-in configuration
 	data         string
-	log          string // directory for logs
-	alertmanager bool   // stock only: start Alertmanager too
+	log          string   // directory for logs
+	alertmanager bool     // stock only: start Alertmanager too
+	flags        []string // ours only: further ones
 }
 
 // start starts the processes of a side and does not wait until they are ready.
@@ -69,7 +70,7 @@ func (b *bench) start(s setup) (_ *side, err error) {
 		if s.config != "" {
 			args = append(args, "--config.file="+filepath.Join(s.config, "tocsin.yml"))
 		}
-		return r, add("tocsin", addresses[0], b.tocsin, args...)
+		return r, add("tocsin", addresses[0], b.tocsin, append(args, s.flags...)...)
 	}
 	if s.config == "" {
 		return nil, errors.New("the stock stack has no built-in configuration")
