@@ -207,7 +207,7 @@ func TestLies(t *testing.T) {
 		t.Run(lie.name, func(t *testing.T) {
 			t.Parallel()
 			a, w := sparse(t, trialOptions{})
-			a.stall, a.maxBytes = 2*time.Second, 1<<20
+			a.stall, a.maxBytes = 2*time.Second, 4<<20
 			newLiar(t, a.address(), lie.series)
 			// 10 minutes at most would go to the head, series by series; this is longer, in two parts.
 			before := a.samples(anything())
@@ -228,6 +228,8 @@ func TestLies(t *testing.T) {
 				}
 			}
 			b := newTrial(t, "b", trialOptions{seeds: []string{a.address()}})
+			// It asks the liar too, and hands on what came whole.
+			b.maxBytes = 1 << 16
 			w.play(b, 100)
 			b.begin()
 			a.whole()

@@ -70,11 +70,12 @@ type runCmd struct {
 	BatchSize             int            `name:"alertmanager.notification-batch-size" default:"256" help:"Most alerts in one request to an Alertmanager."`
 
 	ClusterListen string `name:"cluster.listen-address" default:"0.0.0.0:9094" help:"Address of the gossip between replicas, TCP and UDP. Not bound without a cluster section."`
-	GRPCListen    string `name:"grpc.listen-address" default:"0.0.0.0:10901" help:"Address of gRPC between replicas. Not bound without cluster.key_file."`
+	GRPCListen    string `name:"grpc.listen-address" default:"0.0.0.0:10901" help:"Address of gRPC between replicas, and of the Thanos StoreAPI for readers with a certificate of the cluster. Not bound without cluster.key_file."`
 
 	LookbackDelta  model.Duration `name:"query.lookback-delta" default:"5m" help:"How far back an instant may look for the newest sample of a series."`
 	QueryTimeout   model.Duration `name:"query.timeout" default:"2m" help:"Longest time a query may take."`
 	MaxConcurrency int            `name:"query.max-concurrency" default:"20" help:"Most queries at once."`
+	Engine         string         `name:"query.engine" enum:"prometheus,thanos" default:"prometheus" help:"PromQL engine: prometheus, or thanos, which uses several cores for one query and takes more memory, and leaves what it does not know to the other one."`
 	MaxSamples     int            `name:"query.max-samples" default:"50000000" help:"Most samples a query may hold in memory."`
 
 	OutageTolerance    model.Duration `name:"rules.alert.for-outage-tolerance" default:"1h" help:"Longest outage after which the for state of alerts is restored."`
@@ -201,6 +202,7 @@ func (c *runCmd) options(k *kong.Context, logger *slog.Logger) (appliance.Option
 			LookbackDelta:       time.Duration(c.LookbackDelta),
 			MaxConcurrency:      c.MaxConcurrency,
 			MaxSamples:          c.MaxSamples,
+			Engine:              c.Engine,
 			EnableAdmin:         c.EnableAdmin,
 			EnableRemoteWrite:   c.EnableRemoteWrite,
 			EnableOTLP:          c.EnableOTLP,
