@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/heal"
 	"github.com/tocsin-io/tocsin/appliance/store"
+	"github.com/tocsin-io/tocsin/web"
 )
 
 const (
@@ -128,13 +130,46 @@ func (a *Appliance) afterMesh(f func(context.Context) error) func(context.Contex
 			patience, cancel := context.WithTimeout(ctx, meshPatience)
 			err := a.mesh.WaitReady(patience)
 			cancel()
-			if ctx.Err() != nil {
+			switch {
+			case ctx.Err() != nil:
 				return nil
-			}
-			if err != nil {
+			case err != nil:
 				a.logger.Warn("rules start without the other replicas: what this one missed may look absent to them", "waited", meshPatience)
 			}
 		}
 		return f(ctx)
 	}
 }
+
+// gapStatus has a sentence for what is missing, and what is done about it.
+func (a *Appliance) gapStatus(s *web.Status) {
+	if a.mesh == nil || !a.mesh.Keyed() {
+		return
+	}
+	status := a.heal.Status()
+	targets := 0
+	for _, g := range status.Gaps {
+		switch {
+		case g.State != store.GapOpen:
+		case g.Kind == store.GapReplica:
+			text := fmt.Sprintf("This replica has no data of its own from %s", readable(g.From))
+			if !g.Lasting() {
+				text += " to " + readable(g.To)
+			}
+			switch {
+			case status.Healing != nil && status.Healing.Gap == g.ID:
+				text += fmt.Sprintf(": %d %% of it is filled from the other replicas", int(100*status.Healing.Ratio))
+			case status.Problem != "":
+				text += ", and it is not filled yet: " + status.Problem
+			}
+			s.Problems = append(s.Problems, text+". Queries take it from the other replicas.")
+		case g.Kind == store.GapTarget:
+			targets++
+		}
+	}
+	if targets > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("There are gaps of %d targets that another zone reached and this one did not; queries take their data from there.", targets))
+	}
+}
+
+func readable(ms int64) string { return time.UnixMilli(ms).UTC().Format("2006-01-02 15:04:05 UTC") }

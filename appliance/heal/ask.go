@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -86,7 +85,6 @@ type answer struct {
 	request
 	stream grpc.ClientStream
 	cancel context.CancelCauseFunc
-	stop   func() bool
 	timer  *time.Timer
 
 	queue   []*storepb.Series
@@ -315,14 +313,4 @@ func (s *answer) one(v string) string {
 		s.names[v] = v
 	}
 	return v
-}
-
-// collect reads an answer whole.
-func (s *answer) collect() ([]store.ForeignSeries, error) {
-	defer s.close()
-	var all []store.ForeignSeries
-	for s.Next() {
-		all = append(all, s.At())
-	}
-	return slices.Clip(all), s.Err()
 }

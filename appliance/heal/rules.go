@@ -33,9 +33,9 @@ func (h *Heal) fillRules(ctx context.Context, g store.Gap) error {
 	}
 	group := h.group(g.Labels)
 	var peers []peer
-	complete := true
 	if !h.alone() {
-		if peers, complete = h.ask.coverages(ctx, everything()); !complete && len(peers) == 0 {
+		var complete bool
+		if peers, complete = h.ask.coverages(ctx, everything()); !complete {
 			return errWait
 		}
 	}

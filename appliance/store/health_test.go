@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/value"
 	"github.com/prometheus/prometheus/tsdb"
@@ -128,7 +129,7 @@ func TestSuspects(t *testing.T) {
 		t.Helper()
 		app := db.Appender(context.Background())
 		for instance, line := range lines {
-			ls := labels.FromStrings(labels.MetricName, name, "instance", instance, "job", "node")
+			ls := labels.FromStrings(model.MetricNameLabel, name, "instance", instance, "job", "node")
 			for _, s := range upLine(line, begin) {
 				v := 0.0
 				if s.up {
@@ -174,7 +175,7 @@ func TestSuspects(t *testing.T) {
 	}
 	for _, s := range got {
 		name := s.Labels.Get("instance")
-		if s.Labels.Has(labels.MetricName) || s.Labels.Get("job") != "node" || s.Every != e {
+		if s.Labels.Has(model.MetricNameLabel) || s.Labels.Get("job") != "node" || s.Every != e {
 			t.Errorf("suspect is %+v", s)
 		}
 		if want[name] != s.Interval {
