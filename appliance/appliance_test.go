@@ -25,6 +25,8 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
+		// A client of objstore's begins to log when it is imported.
+		goleak.IgnoreAnyFunction("github.com/baidubce/bce-sdk-go/util/log.NewLogger.func1"),
 		// Upstream's own: klog's flusher, which Kubernetes discovery brings along, has no end.
 		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"),
 		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),

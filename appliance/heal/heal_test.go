@@ -26,11 +26,21 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/tsdbutil"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/mesh"
 	"github.com/tocsin-io/tocsin/appliance/store"
 )
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probe"),
+		// A client of objstore's begins to log when it is imported.
+		goleak.IgnoreAnyFunction("github.com/baidubce/bce-sdk-go/util/log.NewLogger.func1"),
+		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
+	)
+}
 
 // patience is how long a trial waits for a condition.
 const patience = 60 * time.Second
@@ -457,6 +467,7 @@ func TestEveryReplicaBecomesWhole(t *testing.T) {
 
 // TestScrapeHealthStays holds that what this zone saw of a target stays when the target's gap is healed.
 func TestScrapeHealthStays(t *testing.T) {
+	t.Parallel()
 	w := newWorld(1, time.Now().Add(-30*time.Minute), 100)
 	for _, r := range w.replicas {
 		clear(w.down[r])
@@ -494,6 +505,7 @@ func TestScrapeHealthStays(t *testing.T) {
 
 // TestAnEmptyReplicaRebuilds holds that a new replica gets all that the others have, and that they take nothing of it.
 func TestAnEmptyReplicaRebuilds(t *testing.T) {
+	t.Parallel()
 	w := newWorld(3, time.Now().Add(-3*time.Hour), 700)
 	for _, r := range w.replicas {
 		clear(w.down[r])

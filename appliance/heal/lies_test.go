@@ -301,6 +301,7 @@ func TestClocksThatDiffer(t *testing.T) {
 // TestQueriesDoNotWait holds that a replica that hangs costs a query a moment and not its timeout, and that one that lies
 // costs it nothing but the next one's answer.
 func TestQueriesDoNotWait(t *testing.T) {
+	t.Parallel()
 	w := newWorld(1, time.Now().Add(-30*time.Minute), 100)
 	b := newTrial(t, "b", trialOptions{})
 	clear(w.down["b"])
@@ -336,6 +337,7 @@ func TestQueriesDoNotWait(t *testing.T) {
 
 // TestQueriesSayWhatIsMissing holds that an answer names the time that nobody has.
 func TestQueriesSayWhatIsMissing(t *testing.T) {
+	t.Parallel()
 	a := newTrial(t, "a", trialOptions{})
 	_, warnings, err := a.Peers().Select(t.Context(), store.Interval{From: 0, To: 60_000}, named("up"))
 	require.NoError(t, err)

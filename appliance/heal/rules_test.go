@@ -86,6 +86,7 @@ func checkRecorded(t *testing.T, x *trial, w *world, g *rules.Group, in store.In
 // TestRulesAreEvaluatedAfterTheFact holds that recording rules that nobody evaluated in a gap are, once its data are
 // there, at the times at which they would have been, once, and that alerting rules are not.
 func TestRulesAreEvaluatedAfterTheFact(t *testing.T) {
+	t.Parallel()
 	groups := groupsOf(t, recording)
 	a, w := sparse(t, trialOptions{groups: groups})
 	b := newTrial(t, "b", trialOptions{seeds: []string{a.address()}})
@@ -102,6 +103,7 @@ func TestRulesAreEvaluatedAfterTheFact(t *testing.T) {
 
 // TestAMissedEvaluationIsMadeUpFor holds that so is a gap of one rule group, without any other replica.
 func TestAMissedEvaluationIsMadeUpFor(t *testing.T) {
+	t.Parallel()
 	groups := groupsOf(t, recording)
 	w := newWorld(1, time.Now().Add(-30*time.Minute), 100)
 	a := newTrial(t, "a", trialOptions{groups: groups})

@@ -23,7 +23,9 @@ type keyed struct {
 	replicas  []*side // nil where none was started
 }
 
-// newKeyed writes the configuration of so many replicas and starts none.
+// newKeyed writes the configuration of so many replicas and starts none. prometheusYML has a %d for the replica's number,
+// in an external label: when a target is scraped depends on the machine's name and on these, and on as many machines it
+// would be at another time by each replica.
 func (b *bench) newKeyed(dir, prometheusYML string, count int) (*keyed, error) {
 	c := &keyed{b: b, dir: dir, addresses: make([][]string, count), replicas: make([]*side, count)}
 	var gossip []string
@@ -38,12 +40,12 @@ func (b *bench) newKeyed(dir, prometheusYML string, count int) (*keyed, error) {
 	_, _ = rand.Read(key) // it never fails
 	files := map[string]string{
 		"cluster.key":      base64.StdEncoding.EncodeToString(key) + "\n",
-		"prometheus.yml":   prometheusYML,
 		"alertmanager.yml": "route: {receiver: none}\nreceivers: [{name: none}]\n",
 	}
 	for i := range c.addresses {
+		files[fmt.Sprintf("prometheus-%d.yml", i)] = fmt.Sprintf(prometheusYML, i)
 		files[fmt.Sprintf("tocsin-%d.yml", i)] = fmt.Sprintf("replica: {name: r%d, zone: zone-%d}\n", i, i) +
-			"prometheus: prometheus.yml\nalertmanager: alertmanager.yml\n" +
+			fmt.Sprintf("prometheus: prometheus-%d.yml\nalertmanager: alertmanager.yml\n", i) +
 			"cluster:\n  name: bench\n  key_file: cluster.key\n  peers: [" + strings.Join(gossip, ", ") + "]\n"
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -423,12 +423,13 @@ func (b *bench) profileHealing(ctx context.Context, c *keyed, kind string) error
 	return errors.Join(err, <-asked)
 }
 
+// healPrometheusYML leaves a %d for the replica's number.
 func healPrometheusYML(interval time.Duration) string {
 	return fmt.Sprintf(`global:
   scrape_interval: %[1]s
   scrape_timeout: %[1]s
   external_labels:
-    cluster: bench
+    machine: m%%d
 scrape_configs:
   - job_name: apps
     file_sd_configs:

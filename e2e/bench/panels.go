@@ -77,7 +77,7 @@ func panels(end time.Time, history time.Duration) []question {
 		over(hour, time.Minute, `max_over_time(sum by (job) (rate(http_requests_total{code="200"}[1m]))[30m:1m])`),
 		over(hour, 30*time.Second, `sum by (job) (rate(http_requests_total[5m])) - sum by (job) (rate(http_requests_total[5m] offset 1h))`),
 		over(6*hour, time.Minute, `count by (job) (up == 1)`),
-		over(hour, time.Minute, `quantile_over_time(0.9, {__name__=~"go_runtime_stat_0[0-4]_bytes",job="app-00"}[15m])`),
+		over(hour, time.Minute, `quantile_over_time(0.9, go_runtime_stat_02_bytes{job=~"app-0[0-2]"}[15m])`),
 		over(hour, time.Minute, `predict_linear(app01_queue_messages{state="ready"}[30m], 3600)`),
 		over(hour, time.Minute, `quantile by (job) (0.9, {__name__=~"app.._queue_messages"})`),
 		over(hour, 15*time.Second, `http_requests_total{job="app-00",method="GET",code="200"}`),

@@ -272,7 +272,7 @@ func (b *bench) askTocsin(ctx context.Context, a *asked, dir, prepared string) e
 
 func (b *bench) askCluster(ctx context.Context, a *asked, dir, prepared string) error {
 	const replicas = 3
-	c, err := b.newKeyed(dir, fmt.Sprintf(noScrape, 0), replicas)
+	c, err := b.newKeyed(dir, noScrape, replicas)
 	if err != nil {
 		return err
 	}
