@@ -13,7 +13,7 @@ func TestHealKilledAndFrozen(t *testing.T) {
 	c := newHealCluster(t)
 	began := time.Now()
 	since := c.b().pending()
-	var killed, started, frozen, thawed shared[time.Time]
+	var killed, started shared[time.Time]
 
 	tl := c.healTimeline()
 	tl.at(0, "kill b; a series ends", func() {
@@ -35,7 +35,39 @@ func TestHealKilledAndFrozen(t *testing.T) {
 	c.mended("b", killed.get(), started.get(), "a", "c")
 	eventually(t, 10*time.Second, "b keeps the alert that waits", c.b().keepsPending(since, 8*time.Second))
 
-	tl = c.healTimeline()
+	c.freezes(began)
+	c.nothingWasAbsent()
+	for _, value := range []string{"maybe", ""} {
+		status, _, err := fetch(http.MethodGet, c.b().url+"/api/v1/query?query=up&local="+value, "", "")
+		if err != nil || status != http.StatusBadRequest {
+			t.Errorf("local=%s is answered with %d: %v", value, status, err)
+		}
+	}
+}
+
+// knowsAt is knows for an outage that has yet to come.
+func (r *replica) knowsAt(kind string, from *shared[time.Time]) func() error {
+	return func() error { return r.knows(kind, from.get())() }
+}
+
+// mended holds all that has to be true of a replica's data after an outage that is healed.
+func (c *meshCluster) mended(name string, from, to time.Time, others ...string) {
+	c.t.Helper()
+	c.likePeers(name, from.Add(atEdges), to.Add(-atEdges), others, true)
+	// Both seams and what is around them.
+	wide, until := from.Add(-8*time.Second), to.Add(10*time.Second)
+	eventually(c.t, 30*time.Second, "the time after the outage is over", func() error { return after(until.Add(atEdges)) })
+	eventually(c.t, healMost, "it still is complete", c.complete(name))
+	c.sane(name, wide, until, false)
+	c.seams(name, wide, until, others...)
+	c.grows(name, wide, until, 1.3)
+}
+
+// freezes freezes c and lets it go on.
+func (c *meshCluster) freezes(began time.Time) {
+	c.t.Helper()
+	var frozen, thawed shared[time.Time]
+	tl := c.healTimeline()
 	tl.at(0, "freeze c; a series appears", func() {
 		c.c().freeze()
 		frozen.set(time.Now())
@@ -54,29 +86,4 @@ func TestHealKilledAndFrozen(t *testing.T) {
 	tl.between(15*time.Second, 15*time.Second+healMost, "c is complete", all(c.c().knowsAt("replica", &frozen), c.complete("c")))
 	tl.run()
 	c.mended("c", frozen.get(), thawed.get(), "a", "b")
-	c.nothingWasAbsent()
-	for _, value := range []string{"maybe", ""} {
-		status, _, err := fetch(http.MethodGet, c.b().url+"/api/v1/query?query=up&local="+value, "", "")
-		if err != nil || status != http.StatusBadRequest {
-			t.Errorf("local=%s is answered with %d: %v", value, status, err)
-		}
-	}
-}
-
-// knowsAt is knows for an outage that has yet to come.
-func (r *replica) knowsAt(kind string, from *shared[time.Time]) func() error {
-	return func() error { return r.knows(kind, from.get())() }
-}
-
-// mended holds all that has to be true of a replica's data after an outage that is healed.
-func (c *meshCluster) mended(name string, from, to time.Time, others ...string) {
-	c.t.Helper()
-	c.likePeers(name, from.Add(atEdges), to, others, true)
-	// Both seams and what is around them.
-	wide, until := from.Add(-8*time.Second), to.Add(10*time.Second)
-	eventually(c.t, 30*time.Second, "the time after the outage is over", func() error { return after(until.Add(atEdges)) })
-	eventually(c.t, healMost, "it still is complete", c.complete(name))
-	c.sane(name, wide, until, false)
-	c.seams(name, wide, until, others...)
-	c.grows(name, wide, until, 1.3)
 }

@@ -130,6 +130,7 @@ func (a *asker) series(ctx context.Context, member string, r request) (*answer, 
 		s.close()
 		return nil, fmt.Errorf("ask replica %s: %w", member, cause(ctx, err))
 	}
+	s.timer.Stop() // It runs while we wait for a message.
 	return s, nil
 }
 

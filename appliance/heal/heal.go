@@ -123,10 +123,10 @@ type Heal struct {
 	maxBytes int64
 
 	observed observed
-	backoff  map[string]backoff
-	pause    time.Time // Nothing is imported before.
 
 	mu       sync.Mutex
+	backoff  map[string]backoff
+	pause    time.Time // Nothing is imported before.
 	progress *Progress
 	problem  string
 }
@@ -181,40 +181,38 @@ func (h *Heal) Run(ctx context.Context) error {
 	h.running.Store(true)
 	var jobs sync.WaitGroup
 	defer jobs.Wait()
-	jobs.Go(func() { h.keepAsking(ctx) })
-	tick := time.NewTicker(look)
-	defer tick.Stop()
-	for {
-		h.observe(ctx)
-		h.fill(ctx)
-		h.declare()
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		case <-h.opts.Ledger.Changed():
-		}
+	// Looking does not wait for filling, which may take hours, nor what is missing of single targets for what is missing
+	// of everything.
+	for _, job := range []func(context.Context){
+		h.observe, h.keepAsking, h.declare,
+		func(ctx context.Context) { h.fill(ctx, store.GapReplica) },
+		func(ctx context.Context) { h.fill(ctx, store.GapTarget, store.GapRules) },
+	} {
+		jobs.Go(func() {
+			tick := time.NewTicker(look)
+			defer tick.Stop()
+			for {
+				job(ctx)
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+				}
+			}
+		})
 	}
+	return nil
 }
 
 // keepAsking keeps what the others said of their data fresh while queries need it.
 func (h *Heal) keepAsking(ctx context.Context) {
-	tick := time.NewTicker(look)
-	defer tick.Stop()
-	for {
-		if len(h.opts.Ledger.Open()) > 0 {
-			h.ask.coverages(ctx, everything())
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	if !h.alone() && len(h.opts.Ledger.Open()) > 0 {
+		h.ask.coverages(ctx, everything())
 	}
 }
 
 // declare tells the mesh how far this replica's data are whole.
-func (h *Heal) declare() {
+func (h *Heal) declare(context.Context) {
 	if h.opts.Mesh != nil {
 		h.opts.Mesh.SetCompleteness(h.opts.Ledger.Completeness())
 	}
@@ -224,19 +222,14 @@ func (h *Heal) declare() {
 // the time of its begin.
 func (h *Heal) lag() time.Duration { return min(h.opts.Settle(), 15*time.Second) }
 
-// fill fills what can be filled now.
-func (h *Heal) fill(ctx context.Context) {
-	now := time.Now()
-	if now.Before(h.pause) {
-		return
-	}
+// fill fills what of some kinds of gaps can be filled now.
+func (h *Heal) fill(ctx context.Context, kinds ...store.GapKind) {
 	open := h.opts.Ledger.Open()
-	alive := map[string]bool{}
+	slices.SortStableFunc(open, func(a, b store.Gap) int { return cmp.Compare(b.From, a.From) })
+	h.tidy(open)
 	var targets []store.Gap
-	slices.SortStableFunc(open, func(a, b store.Gap) int { return int(min(max(b.From-a.From, -1), 1)) })
 	for _, g := range open {
-		alive[g.ID] = true
-		if b, ok := h.backoff[g.ID]; ok && now.Before(b.until) {
+		if !slices.Contains(kinds, g.Kind) || h.waits(g) {
 			continue
 		}
 		var err error
@@ -250,15 +243,26 @@ func (h *Heal) fill(ctx context.Context) {
 			err = h.fillRules(ctx, g)
 		}
 		h.ended(err, g)
-		if ctx.Err() != nil || time.Now().Before(h.pause) {
-			return
-		}
 	}
 	if len(targets) > 0 {
 		h.ended(h.fillTargets(ctx, targets), targets...)
 	}
+}
+
+// waits tells that a gap is not tried yet again.
+func (h *Heal) waits(g store.Gap) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	return now.Before(h.pause) || now.Before(h.backoff[g.ID].until)
+}
+
+// tidy forgets what is closed.
+func (h *Heal) tidy(open []store.Gap) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for id := range h.backoff {
-		if !alive[id] {
+		if !slices.ContainsFunc(open, func(g store.Gap) bool { return g.ID == id }) {
 			delete(h.backoff, id)
 		}
 	}
@@ -458,7 +462,7 @@ func cut(p piece, window time.Duration) (parts []piece) {
 // fillPiece fills a part of a gap that lies within one block, from the first replica that has it and answers well.
 func (h *Heal) fillPiece(ctx context.Context, g store.Gap, p piece, _ []peer, run *run) error {
 	// What they have healed themselves they had before they are asked for it.
-	views, _ := h.views(ctx, p.Interval)
+	views, _ := h.views(ctx, p.Interval, nil)
 	var errs []error
 	for _, who := range p.peers {
 		got, err := h.take(ctx, who, all(p.Interval), store.GapReplica, nil, run)

@@ -12,10 +12,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
@@ -533,4 +535,87 @@ func TestAnEmptyReplicaRebuilds(t *testing.T) {
 	b.Handler().ServeHTTP(record, httptest.NewRequest(http.MethodGet, "/", nil))
 	require.Contains(t, record.Body.String(), `"complete":true`)
 	require.Contains(t, record.Body.String(), `"replica":"a","zone":"zone-a"`)
+}
+
+// fullDisk is a store whose disk is full for a while.
+type fullDisk struct {
+	Store
+	full atomic.Bool
+}
+
+func (f *fullDisk) Import(ctx context.Context, in store.Interval, foreign store.ForeignSet, o store.ImportOptions) (store.Imported, error) {
+	if f.full.Load() {
+		return store.Imported{}, fmt.Errorf("import: %w", store.ErrNoSpace)
+	}
+	return f.Store.Import(ctx, in, foreign, o)
+}
+
+// TestAFullDiskPausesHealing holds that healing pauses when the disk is full, without blaming the replica that was asked,
+// and goes on.
+func TestAFullDiskPausesHealing(t *testing.T) {
+	t.Parallel()
+	a, w := sparse(t, trialOptions{})
+	disk := &fullDisk{Store: a.opts.Store}
+	disk.full.Store(true)
+	a.opts.Store = disk
+	b := newTrial(t, "b", trialOptions{seeds: []string{a.address()}})
+	w.play(b, 100)
+	b.begin()
+	a.begin()
+	eventually(t, func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.pause.IsZero() {
+			return fmt.Errorf("it did not pause: %s", a.problem)
+		}
+		return nil
+	})
+	require.NotEmpty(t, a.ledger.Open())
+	require.Contains(t, a.Status().Problem, store.ErrNoSpace.Error())
+	require.Zero(t, testutil.ToFloat64(a.metrics.refused.WithLabelValues(failedAnswer)))
+	disk.full.Store(false)
+	a.mu.Lock()
+	a.pause, a.backoff = time.Time{}, map[string]backoff{}
+	a.mu.Unlock()
+	a.whole()
+}
+
+// TestATargetThatIsDownGoesStale holds that markers are written once the others have not reached the target either.
+func TestATargetThatIsDownGoesStale(t *testing.T) {
+	t.Parallel()
+	w := newWorld(1, time.Now().Add(-30*time.Minute), 100)
+	var all []*trial
+	var seeds []string
+	for n, name := range w.replicas[:2] {
+		clear(w.down[name])
+		for target := range w.targets {
+			clear(w.cut[key(name, target)])
+		}
+		for slot := 40; slot < 60; slot++ {
+			w.cut[key(name, 0)][slot] = true
+		}
+		x := newTrial(t, name, trialOptions{seeds: seeds})
+		w.play(x, int64(n)*100)
+		require.Len(t, x.store.Held(), 1)
+		seeds = append(seeds, x.address())
+		all = append(all, x)
+	}
+	for _, x := range all {
+		x.begin()
+	}
+	for _, x := range all {
+		eventually(t, func() error {
+			if held := x.store.Held(); len(held) > 0 {
+				return fmt.Errorf("replica %s holds %+v", x.name, held)
+			}
+			return nil
+		})
+		x.whole()
+		for name, samples := range x.samples(named("requests_total"), labels.MustNewMatcher(labels.MatchEqual, "instance", "host-0:9100")) {
+			require.Len(t, samples, 81, name)
+		}
+		for _, g := range x.ledger.Gaps() {
+			require.NotEqual(t, store.GapTarget, g.Kind)
+		}
+	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/prometheus/prometheus/model/labels"
+
 	"github.com/tocsin-io/tocsin/appliance/mesh"
 	"github.com/tocsin-io/tocsin/appliance/store"
 )
@@ -29,7 +31,11 @@ func (h *Heal) decide(ctx context.Context, held []store.Held, now time.Time) {
 	}
 	members, _ := h.ask.others()
 	if len(members) > 0 {
-		views, _ = h.views(ctx, store.Interval{From: since, To: now.UnixMilli() + 1})
+		targets := make([]labels.Labels, len(held))
+		for n := range held {
+			targets[n] = held[n].Target
+		}
+		views, _ = h.views(ctx, store.Interval{From: since, To: now.UnixMilli() + 1}, targets)
 	}
 	for _, s := range held {
 		switch h.verdict(s, members, views, now) {

@@ -115,7 +115,7 @@ func TestAMissedEvaluationIsMadeUpFor(t *testing.T) {
 	in := store.Interval{From: w.start + 20*w.every, To: w.start + 40*w.every}
 	id := a.ledger.Add(store.Gap{Kind: store.GapRules, Labels: GroupLabels(groups[0]), Interval: in, Cause: store.CauseEvaluation})
 	require.NotEmpty(t, id)
-	a.fill(t.Context())
+	a.fill(t.Context(), store.GapRules)
 	require.Empty(t, a.ledger.Open())
 	checkRecorded(t, a, w, groups[0], in)
 }

@@ -18,139 +18,11 @@ import (
 )
 
 const (
-	// minScan and maxScan bound how often our own `up` series are looked through.
-	minScan, maxScan = time.Second, 15 * time.Second
-	// firstScan is how far back they are looked through after a start, rescan how far back each time.
-	firstScan = 24 * time.Hour
 	// maxUpBytes bounds the `up` series of one replica.
 	maxUpBytes = 256 << 20
 	// maxAlternatives is how many values of a label are asked for by name.
 	maxAlternatives = 500
 )
-
-// observed is what is known of our own scrapes. It belongs to the loop.
-type observed struct {
-	at    time.Time
-	until int64            // Everything before was looked at, and explained.
-	every map[string]int64 // The scrape intervals of suspects, in milliseconds.
-}
-
-// observe finds the targets that this zone does not reach, and another one does.
-func (h *Heal) observe(ctx context.Context) {
-	now := time.Now()
-	held := h.opts.Store.Held()
-	if len(held) == 0 && now.Sub(h.observed.at) < min(max(h.opts.Settle()/4, minScan), maxScan) {
-		return
-	}
-	h.observed.at = now
-	if h.alone() {
-		return
-	}
-	if h.observed.until == 0 {
-		h.observed.until = now.Add(-firstScan).UnixMilli()
-	}
-	suspects, err := store.Suspects(ctx, h.opts.Store.Local(), h.observed.until, now.UnixMilli())
-	if err != nil {
-		h.logger.Warn("this replica's own `up` series cannot be read, so that gaps of single targets are not found", "err", err)
-		return
-	}
-	every := map[string]int64{}
-	for _, m := range held {
-		if d, ok := h.observed.every[m.Target.String()]; ok {
-			every[m.Target.String()] = d
-		}
-	}
-	for _, s := range suspects {
-		every[s.Labels.String()] = s.Every
-	}
-	h.observed.every = every
-	h.decide(ctx, held, now)
-	h.endTargets(suspects, now)
-	away := h.away()
-	suspects = slices.DeleteFunc(suspects, func(s store.Suspect) bool {
-		return within(s, away) || h.opts.Match(s.Labels).IsEmpty()
-	})
-	h.observed.until = h.explain(ctx, suspects, now)
-}
-
-// endTargets ends gaps that last and are not seen any more: the target is gone.
-func (h *Heal) endTargets(suspects []store.Suspect, now time.Time) {
-	seen := map[string]bool{}
-	for _, s := range suspects {
-		seen[s.Labels.String()] = true
-	}
-	for _, g := range h.opts.Ledger.Open() {
-		if g.Kind == store.GapTarget && g.Lasting() && !seen[g.Labels.String()] {
-			h.opts.Ledger.End(g.ID, now.UnixMilli())
-		}
-	}
-}
-
-// away are the times in which this replica was not there at all, and which are not healed. Once they are, our `up` says
-// what of a target we got.
-func (h *Heal) away() (away []store.Interval) {
-	for _, g := range h.opts.Ledger.Open() {
-		if g.Kind == store.GapReplica {
-			away = append(away, g.Interval)
-		}
-	}
-	return away
-}
-
-// within tells of a suspect that it is part of such a time.
-func within(s store.Suspect, away []store.Interval) bool {
-	// Its ends are those of an interval between scrapes.
-	return slices.ContainsFunc(away, func(i store.Interval) bool {
-		return i.From-s.Every <= s.From && (s.To <= i.To || s.To-s.Every <= i.To)
-	})
-}
-
-// explain asks the others whether they reached the targets that we did not. It returns the time before which everything
-// is explained.
-func (h *Heal) explain(ctx context.Context, suspects []store.Suspect, now time.Time) (until int64) {
-	until = now.Add(-2 * h.opts.Settle()).UnixMilli()
-	if len(suspects) == 0 {
-		return until
-	}
-	span := store.Interval{From: suspects[0].From, To: now.UnixMilli()}
-	for _, s := range suspects {
-		span.From = min(span.From, s.From)
-		until = min(until, s.From)
-	}
-	views, complete := h.views(ctx, span)
-	settled := true
-	away := h.away()
-	for _, s := range suspects {
-		if wasReached(s, views, away) {
-			h.opts.Ledger.Add(store.Gap{
-				Kind: store.GapTarget, Labels: s.Labels, Match: h.opts.Match(s.Labels),
-				Interval: s.Interval, Cause: store.CauseUnreachable, Found: now,
-			})
-		} else if !complete {
-			settled = false // Somebody who is away may know better.
-		}
-		settled = settled && s.To != store.Lasts
-	}
-	if settled {
-		return now.Add(-2 * h.opts.Settle()).UnixMilli()
-	}
-	// What cannot be explained for a day never will.
-	return max(until, now.Add(-firstScan).UnixMilli())
-}
-
-// wasReached tells whether another replica scraped the target while we were there and did not.
-func wasReached(s store.Suspect, views []view, away []store.Interval) bool {
-	edge := s.Every / 2
-	for _, v := range views {
-		for _, t := range v.up[s.Labels.String()].at {
-			if s.From+edge < t && (s.To == store.Lasts || t < s.To-edge) &&
-				!slices.ContainsFunc(away, func(i store.Interval) bool { return i.Contains(t) }) {
-				return true
-			}
-		}
-	}
-	return false
-}
 
 // view is when a replica reached which targets, by the labels of their `up` series. Times are on our clock.
 type view struct {
@@ -176,14 +48,15 @@ func (v *view) successes(target string, i store.Interval) (n int) {
 	return n
 }
 
-// views asks all replicas for their `up` series. complete tells that each that the mesh knows of has answered.
-func (h *Heal) views(ctx context.Context, i store.Interval) (views []view, complete bool) {
+// views asks all replicas for their `up` series, of some targets or, with nil, of all. complete tells that each that the
+// mesh knows of has answered.
+func (h *Heal) views(ctx context.Context, i store.Interval, targets []labels.Labels) (views []view, complete bool) {
 	peers, complete := h.ask.coverages(ctx, i)
 	for _, p := range peers {
 		if !p.ready {
 			continue
 		}
-		up, err := h.up(ctx, p, i)
+		up, err := h.up(ctx, p, i, targets)
 		if err != nil {
 			complete = false
 			if ctx.Err() == nil {
@@ -197,11 +70,15 @@ func (h *Heal) views(ctx context.Context, i store.Interval) (views []view, compl
 	return views, complete
 }
 
-func (h *Heal) up(ctx context.Context, p peer, i store.Interval) (map[string]reached, error) {
-	a, err := h.ask.series(ctx, p.Name, request{
-		interval: i, shift: p.shift, stall: h.stall, maxBytes: maxUpBytes,
-		matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "up")},
-	})
+func (h *Heal) up(ctx context.Context, p peer, i store.Interval, targets []labels.Labels) (map[string]reached, error) {
+	r := request{interval: i}
+	if len(targets) > 0 {
+		some := selection{targets: targets}
+		r = some.request(i)
+	}
+	r.shift, r.stall, r.maxBytes = p.shift, h.stall, maxUpBytes
+	r.matchers = append(r.matchers, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "up"))
+	a, err := h.ask.series(ctx, p.Name, r)
 	if err != nil {
 		return nil, err
 	}
@@ -370,7 +247,7 @@ func (h *Heal) fillTargets(ctx context.Context, gaps []store.Gap) error {
 	if len(gaps) == 0 {
 		return nil
 	}
-	views, complete := h.views(ctx, span)
+	views, complete := h.views(ctx, span, labelsOf(gaps))
 	if len(views) == 0 {
 		return errWait
 	}
@@ -416,6 +293,14 @@ func (h *Heal) fillTargets(ctx context.Context, gaps []store.Gap) error {
 		return errWait
 	}
 	return nil
+}
+
+func labelsOf(gaps []store.Gap) []labels.Labels {
+	all := make([]labels.Labels, len(gaps))
+	for n := range gaps {
+		all[n] = gaps[n].Labels
+	}
+	return all
 }
 
 // sourcesOf are the views that have something of a target: first the one that reached it most often, then those that did

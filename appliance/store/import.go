@@ -72,6 +72,9 @@ func (s *Store) Import(ctx context.Context, in Interval, foreign ForeignSet, o I
 	if in.Empty() {
 		return Imported{}, nil
 	}
+	// One at a time: each has its own memory, and they would be at each other's disk.
+	s.importing.Lock()
+	defer s.importing.Unlock()
 	im := &importer{s: s, db: db, in: in, o: o}
 	res, err := im.run(ctx, foreign)
 	if errors.Is(err, syscall.ENOSPC) {

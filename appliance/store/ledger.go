@@ -46,7 +46,6 @@ type Ledger struct {
 	opts    LedgerOptions
 	logger  *slog.Logger
 	metrics *ledgerMetrics
-	changed chan struct{}
 	// view is what queries see. It is nil when a gap has changed since it was made.
 	view atomic.Pointer[view]
 
@@ -97,7 +96,6 @@ func OpenLedger(o LedgerOptions) (*Ledger, error) {
 	l := &Ledger{
 		opts:      o,
 		logger:    o.Logger,
-		changed:   make(chan struct{}, 1),
 		gaps:      map[string]*Gap{},
 		alike:     map[uint64][]string{},
 		dropped:   map[uint64]Interval{},
@@ -237,9 +235,6 @@ func (l *Ledger) Evaluated(group labels.Labels, at, every int64) {
 		}
 	}
 }
-
-// Changed receives whenever gaps have changed, once for any number of changes that nobody has received yet.
-func (l *Ledger) Changed() <-chan struct{} { return l.changed }
 
 func (l *Ledger) settle() time.Duration {
 	if l.opts.Settle == nil {

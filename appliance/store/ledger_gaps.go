@@ -440,10 +440,6 @@ func (l *Ledger) drop(g *Gap) {
 func (l *Ledger) touched() {
 	l.version++
 	l.view.Store(nil)
-	select {
-	case l.changed <- struct{}{}:
-	default:
-	}
 }
 
 func keyOf(kind GapKind, ls labels.Labels) uint64 {

@@ -167,11 +167,13 @@ type Store struct {
 	tsdbMetrics *tsdbMetrics
 	lock        io.Closer
 
-	held    heldMarkers
-	strings *interner
-	local   *local
-	remote  *remote.Storage
-	merged  storage.Storage // local and remote_read
+	held heldMarkers
+	// importing is held by the import that is under way.
+	importing sync.Mutex
+	strings   *interner
+	local     *local
+	remote    *remote.Storage
+	merged    storage.Storage // local and remote_read
 	// remoteWrite is on while any remote_write is configured.
 	remoteWrite atomic.Bool
 

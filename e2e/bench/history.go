@@ -201,9 +201,21 @@ func (p *past) scrape(app storage.Appender, t int64, step int) (n int64, err err
 	return int64(len(p.series) + len(own) + len(p.health)), nil
 }
 
-// writeHistory makes a data directory as a process has it that scraped the machines until now: blocks of the windows
-// that are over, and the rest in the write-ahead log and the head's chunks.
-func (b *bench) writeHistory(ctx context.Context, dir string, machines []machine, length, interval time.Duration) (h history, err error) {
+// writeHistory makes a data directory as a process has it that has scraped the machines until now.
+func (b *bench) writeHistory(ctx context.Context, dir string, machines []machine, length, interval time.Duration) (history, error) {
+	begin := time.Now()
+	h, err := writeHistoryFrom(ctx, dir, machines, begin.Add(-length), time.Now, interval)
+	if err != nil {
+		return h, err
+	}
+	b.say("history: %.1f million samples of %d series over %s, written in %s", float64(h.samples)/1e6, h.series,
+		h.to.Sub(h.from).Round(time.Second), time.Since(begin).Round(time.Second))
+	return h, nil
+}
+
+// writeHistoryFrom writes blocks of the windows that are over, and the rest into the write-ahead log and the head's chunks.
+// It ends when it has reached the time that it gets again and again.
+func writeHistoryFrom(ctx context.Context, dir string, machines []machine, from time.Time, until func() time.Time, interval time.Duration) (h history, err error) {
 	o := tsdb.DefaultOptions()
 	o.WALCompression = compression.Snappy
 	o.NoLockfile = true
@@ -217,12 +229,11 @@ func (b *bench) writeHistory(ctx context.Context, dir string, machines []machine
 	for i, m := range machines {
 		pasts[i] = newPast(m, len(machines), interval)
 	}
-	begin := time.Now()
-	h.from = begin.Add(-length)
+	h.from = from
 	// Those that are scraped late in an interval must not lie in the future, nor must the end lie far back when it is used.
 	for step := 0; ; step++ {
 		h.to = h.from.Add(time.Duration(step) * interval)
-		if h.to.Add(interval).After(time.Now()) {
+		if h.to.Add(interval).After(until()) {
 			break
 		}
 		app := db.Appender(ctx)
@@ -248,7 +259,5 @@ func (b *bench) writeHistory(ctx context.Context, dir string, machines []machine
 	for _, p := range pasts {
 		h.series += int64(len(p.series) + len(p.own) + len(p.health))
 	}
-	b.say("history: %.1f million samples of %d series over %s, written in %s", float64(h.samples)/1e6, h.series,
-		h.to.Sub(h.from).Round(time.Second), time.Since(begin).Round(time.Second))
 	return h, nil
 }

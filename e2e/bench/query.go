@@ -25,7 +25,7 @@ const (
 	sideCluster    = "cluster" // one replica of three that share a key and are whole
 	sideThanos     = "thanos"
 	allSides       = sidePrometheus + "," + sideTocsin + "," + sideCluster + "," + sideThanos
-	thanosReplicas = 3
+	replicas       = 3 // of the cluster, and of what Thanos reads
 	// queryJob is how many targets make a job here, so that a few targets are several jobs.
 	queryJob = 5
 	// queryLimit is how long an answer may take.
@@ -38,6 +38,8 @@ type queryOptions struct {
 	interval time.Duration
 	history  time.Duration
 	rounds   int
+	clients  int
+	phases   bool
 	sides    []string
 }
 
@@ -46,6 +48,9 @@ func (o *queryOptions) flags(f *flag.FlagSet) (sides *string) {
 	f.DurationVar(&o.interval, "query-interval", 15*time.Second, "time between the samples of a series")
 	f.DurationVar(&o.history, "query-history", 6*time.Hour, "length of the data")
 	f.IntVar(&o.rounds, "query-rounds", 7, "how often each query is asked, after one round that does not count")
+	f.IntVar(&o.clients, "query-clients", 1, "clients that ask the same at the same time; the time is until all have their answer")
+	f.BoolVar(&o.phases, "query-phases", false, "give each of several replicas its own time stamps, as three that scrape have them: "+
+		"Thanos has more to merge then, and its answers are others")
 	return f.String("query-sides", allSides, "who is asked, prometheus first")
 }
 
@@ -63,8 +68,8 @@ func (o *queryOptions) check(sides string) error {
 		return errors.New("-query-sides: prometheus must come first, all answers are compared with its")
 	case o.targets < 2*queryJob || o.targets > maxTargets:
 		return fmt.Errorf("-query-targets: %d is not within %d and %d", o.targets, 2*queryJob, maxTargets)
-	case o.interval < time.Second || o.history < 20*o.interval || o.rounds < 1:
-		return errors.New("-query-interval must be at least 1s, -query-history 20 intervals, -query-rounds 1")
+	case o.interval < time.Second || o.history < 20*o.interval || o.rounds < 1 || o.clients < 1:
+		return errors.New("-query-interval must be at least 1s, -query-history 20 intervals, -query-rounds and -query-clients 1")
 	}
 	return nil
 }
@@ -106,10 +111,18 @@ func (b *bench) runQuery(ctx context.Context) (err error) {
 		return err
 	}
 	dir := filepath.Join(b.dir, "query")
-	prepared := filepath.Join(dir, "prepared")
-	h, err := b.writeHistory(ctx, prepared, machines, o.history, o.interval)
+	first := filepath.Join(dir, "prepared")
+	h, err := b.writeHistory(ctx, first, machines, o.history, o.interval)
 	if err != nil {
 		return err
+	}
+	prepared := []string{first, first, first}
+	for n := 1; o.phases && n < replicas; n++ {
+		shift := o.interval / replicas * time.Duration(n)
+		prepared[n] = filepath.Join(dir, fmt.Sprintf("prepared-%d", n))
+		if _, err := writeHistoryFrom(ctx, prepared[n], machines, h.from.Add(shift), func() time.Time { return h.to.Add(shift) }, o.interval); err != nil {
+			return err
+		}
 	}
 	var sides []*asked
 	defer func() {
@@ -118,9 +131,9 @@ func (b *bench) runQuery(ctx context.Context) (err error) {
 		}
 	}()
 	for _, name := range o.sides {
-		s := &asked{name: name, client: &http.Client{Transport: &http.Transport{}, Timeout: queryLimit}}
+		s := &asked{name: name, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: o.clients}, Timeout: queryLimit}}
 		sides = append(sides, s)
-		start := map[string]func(context.Context, *asked, string, string) error{
+		start := map[string]func(context.Context, *asked, string, []string) error{
 			sidePrometheus: b.askPrometheus, sideTocsin: b.askTocsin, sideCluster: b.askCluster, sideThanos: b.askThanos,
 		}[name]
 		if err := start(ctx, s, filepath.Join(dir, name), prepared); err != nil {
@@ -149,7 +162,7 @@ func (b *bench) runQuery(ctx context.Context) (err error) {
 				if err != nil {
 					return err
 				}
-				took, err := s.time(ctx, q)
+				took, err := s.time(ctx, q, o.clients)
 				if err != nil {
 					return err
 				}
@@ -173,7 +186,7 @@ func (a *asked) waitData(ctx context.Context, end time.Time, targets int) error 
 	q := question{expr: `count(up{job=~"app-.+"})`, end: end}
 	want := targets
 	if a.name == sideThanos {
-		q.more, want = url.Values{"dedup": {"false"}}, targets*thanosReplicas
+		q.more, want = url.Values{"dedup": {"false"}}, targets*replicas
 	}
 	for {
 		got, err := a.ask(ctx, q)
@@ -186,19 +199,28 @@ func (a *asked) waitData(ctx context.Context, end time.Time, targets int) error 
 	}
 }
 
-// time is how long an answer takes until its last byte.
-func (a *asked) time(ctx context.Context, q question) (time.Duration, error) {
+// time is how long an answer takes until its last byte, that of the last of all clients.
+func (a *asked) time(ctx context.Context, q question, clients int) (time.Duration, error) {
 	begin := time.Now()
-	body, err := a.open(ctx, q)
-	if err != nil {
-		return 0, err
+	answered := make(chan error, clients)
+	for range clients {
+		go func() {
+			body, err := a.open(ctx, q)
+			if err == nil {
+				_, err = io.Copy(io.Discard, body)
+				err = errors.Join(err, body.Close())
+			}
+			answered <- err
+		}()
 	}
-	_, err = io.Copy(io.Discard, body)
-	took := time.Since(begin)
-	if err = errors.Join(err, body.Close()); err != nil {
+	var err error
+	for range clients {
+		err = errors.Join(err, <-answered)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("read the answer of %s to %s: %w", a.name, q, err)
 	}
-	return took, nil
+	return time.Since(begin), nil
 }
 
 func (a *asked) open(ctx context.Context, q question) (io.ReadCloser, error) {
@@ -240,8 +262,8 @@ func (b *bench) stockPrometheus(ctx context.Context, dir, prepared string, n int
 	return p, data, err
 }
 
-func (b *bench) askPrometheus(ctx context.Context, a *asked, dir, prepared string) error {
-	p, _, err := b.stockPrometheus(ctx, dir, prepared, 0)
+func (b *bench) askPrometheus(ctx context.Context, a *asked, dir string, prepared []string) error {
+	p, _, err := b.stockPrometheus(ctx, dir, prepared[0], 0)
 	if err != nil {
 		return err
 	}
@@ -250,12 +272,12 @@ func (b *bench) askPrometheus(ctx context.Context, a *asked, dir, prepared strin
 	return err
 }
 
-func (b *bench) askTocsin(ctx context.Context, a *asked, dir, prepared string) error {
+func (b *bench) askTocsin(ctx context.Context, a *asked, dir string, prepared []string) error {
 	config, data := filepath.Join(dir, "config"), filepath.Join(dir, "data")
 	if err := writeConfig(config, b.interval, nil, "http://127.0.0.1:9/"); err != nil {
 		return err
 	}
-	if err := copyTree(ctx, prepared, filepath.Join(data, tsdbDir)); err != nil {
+	if err := copyTree(ctx, prepared[0], filepath.Join(data, tsdbDir)); err != nil {
 		return err
 	}
 	s, err := b.start(setup{name: ours, config: config, data: data, log: dir,
@@ -270,14 +292,13 @@ func (b *bench) askTocsin(ctx context.Context, a *asked, dir, prepared string) e
 	return s.waitComplete(ctx, b.heal.limit)
 }
 
-func (b *bench) askCluster(ctx context.Context, a *asked, dir, prepared string) error {
-	const replicas = 3
+func (b *bench) askCluster(ctx context.Context, a *asked, dir string, prepared []string) error {
 	c, err := b.newKeyed(dir, noScrape, replicas)
 	if err != nil {
 		return err
 	}
 	for i := range replicas {
-		if err := copyTree(ctx, prepared, filepath.Join(c.data(i), tsdbDir)); err != nil {
+		if err := copyTree(ctx, prepared[i], filepath.Join(c.data(i), tsdbDir)); err != nil {
 			return err
 		}
 		s, err := c.start(i, "--storage.tsdb.min-block-duration=2h", "--storage.tsdb.max-block-duration=2h")
@@ -298,10 +319,10 @@ func (b *bench) askCluster(ctx context.Context, a *asked, dir, prepared string) 
 	return nil
 }
 
-func (b *bench) askThanos(ctx context.Context, a *asked, dir, prepared string) error {
+func (b *bench) askThanos(ctx context.Context, a *asked, dir string, prepared []string) error {
 	args := []string{"query", "--query.replica-label=replica", "--log.level=warn"}
-	for n := range thanosReplicas {
-		p, data, err := b.stockPrometheus(ctx, dir, prepared, n)
+	for n := range replicas {
+		p, data, err := b.stockPrometheus(ctx, dir, prepared[n], n)
 		if err != nil {
 			return err
 		}
@@ -339,7 +360,7 @@ func (b *bench) askThanos(ctx context.Context, a *asked, dir, prepared string) e
 // queryTable prints the times of all queries, their ratios, and the geometric means of these.
 func (b *bench) queryTable(h history, sides []*asked, questions []question, verdicts [][]string) {
 	byName := map[string]*asked{}
-	head := []string{fmt.Sprintf("query: %d series, %s every %s, median of %d, ms", h.series, h.to.Sub(h.from).Round(time.Minute), b.query.interval, b.query.rounds)}
+	head := []string{fmt.Sprintf("query: %d clients, %d series, %s every %s, median of %d, ms", b.query.clients, h.series, h.to.Sub(h.from).Round(time.Minute), b.query.interval, b.query.rounds)}
 	for _, s := range sides {
 		byName[s.name] = s
 		head = append(head, s.name)
