@@ -23,7 +23,7 @@ func TestHealCutOff(t *testing.T) {
 		c.net.cut("a", meterZone)
 		cut.set(time.Now())
 		c.meter.show("leaves", false)
-		c.meter.show("comes", true)
+		c.meter.show("comes", false)
 	})
 	tl.between(2*time.Second, 25*time.Second, "a knows what it lacks", func() error { return c.a().knows("target", cut.get())() })
 	// The first seconds are until it knows.
@@ -40,8 +40,8 @@ func TestHealCutOff(t *testing.T) {
 		return err
 	})
 	tl.at(22*time.Second, "end it", func() {
-		c.net.healAll()
 		back.set(time.Now())
+		c.net.healAll()
 	})
 	tl.always(0, 34*time.Second, "nobody is told that anything is absent", c.nothingAbsent)
 	tl.between(26*time.Second, 26*time.Second+healMost, "a is complete", all(
@@ -49,7 +49,7 @@ func TestHealCutOff(t *testing.T) {
 	tl.run()
 
 	from, to := cut.get(), back.get()
-	c.likePeers("a", from.Add(atEdges), to.Add(-atEdges), []string{"b", "c"}, false)
+	c.likePeers("a", from.Add(atEdges), to.Add(-atEdges), []string{"b", "c"}, true)
 	wide, until := from.Add(-8*time.Second), to.Add(10*time.Second)
 	eventually(t, 30*time.Second, "the time after the cut is over", func() error { return after(until.Add(atEdges)) })
 	eventually(t, healMost, "a still is complete", c.complete("a"))
@@ -95,8 +95,8 @@ func (c *meshCluster) cutFromPeers() {
 	tl.between(0, 20*time.Second, "a knows that it is alone", c.sees([]string{"a"}, "a"))
 	tl.always(0, 15*time.Second, "whoever asks a sees no hole", func() error { return c.a().flowing(cut.get().Add(-20 * time.Second)) })
 	tl.at(15*time.Second, "end it", func() {
-		c.net.healAll()
 		back.set(time.Now())
+		c.net.healAll()
 	})
 	tl.between(15*time.Second, 40*time.Second, "whole again", c.whole)
 	tl.always(0, 28*time.Second, "nobody is told that anything is absent", c.nothingAbsent)
@@ -151,12 +151,12 @@ func TestHealWiped(t *testing.T) {
 		c.a().start()
 	})
 	tl.always(0, 30*time.Second, "nobody is told that anything is absent", c.nothingAbsent)
-	tl.always(11*time.Second, 30*time.Second, "whoever asks a sees no hole", c.a().flowingOnceUp(began.Add(-8*time.Second)))
+	tl.always(11*time.Second, 30*time.Second, "whoever asks a sees no hole", c.a().flowingOnceUp(began.Add(-4*time.Second)))
 	tl.between(10*time.Second, 10*time.Second+healMost, "a is complete", all(c.a().knowsAt("replica", &killed), c.complete("a")))
 	tl.run()
-	c.likePeers("a", began.Add(-8*time.Second), started.get().Add(-atEdges), []string{"b", "c"}, true)
+	c.likePeers("a", began.Add(-4*time.Second), started.get().Add(-atEdges), []string{"b", "c"}, false)
 	eventually(t, 10*time.Second, "a keeps the alert that waits", c.a().keepsPending(since, 8*time.Second))
-	c.sane("a", began.Add(-8*time.Second), time.Now().Add(-atEdges), false)
+	c.sane("a", began.Add(-4*time.Second), time.Now().Add(-atEdges), false)
 
 	c.overlap()
 	c.nothingWasAbsent()
@@ -183,8 +183,8 @@ func (c *meshCluster) overlap() {
 	tl.between(18*time.Second, 18*time.Second+healMost, "both are complete", all(
 		c.a().knowsAt("replica", &awayA), c.b().knowsAt("replica", &awayB), c.complete()))
 	tl.run()
-	c.likePeers("b", awayA.get().Add(atEdges), backB.get().Add(-atEdges), []string{"c"}, true)
-	c.likePeers("a", awayA.get().Add(atEdges), backB.get().Add(-atEdges), []string{"c"}, true)
+	c.likePeers("b", awayA.get().Add(atEdges), backB.get().Add(-atEdges), []string{"c"}, false)
+	c.likePeers("a", awayA.get().Add(atEdges), backB.get().Add(-atEdges), []string{"c"}, false)
 	wide, until := awayB.get().Add(-8*time.Second), backA.get().Add(10*time.Second)
 	eventually(t, 30*time.Second, "the time after is over", func() error { return after(until.Add(atEdges)) })
 	for _, name := range c.options.names {
@@ -243,7 +243,7 @@ func (c *meshCluster) lastOneLeaves() {
 		return errors.Join(c.whole(), c.complete()())
 	})
 	for _, name := range []string{"a", "b"} {
-		c.likePeers(name, alone.Add(atEdges), dark.Add(-atEdges), []string{"c"}, true)
+		c.likePeers(name, alone.Add(atEdges), dark.Add(-atEdges), []string{"c"}, false)
 	}
 	for _, name := range c.options.names {
 		c.sane(name, alone.Add(-5*time.Second), time.Now().Add(-atEdges), true)

@@ -53,7 +53,7 @@ func (r *replica) knowsAt(kind string, from *shared[time.Time]) func() error {
 // mended holds all that has to be true of a replica's data after an outage that is healed.
 func (c *meshCluster) mended(name string, from, to time.Time, others ...string) {
 	c.t.Helper()
-	c.likePeers(name, from.Add(atEdges), to.Add(-atEdges), others, true)
+	c.likePeers(name, from.Add(atEdges), to.Add(-atEdges), others, false)
 	// Both seams and what is around them.
 	wide, until := from.Add(-8*time.Second), to.Add(10*time.Second)
 	eventually(c.t, 30*time.Second, "the time after the outage is over", func() error { return after(until.Add(atEdges)) })

@@ -348,6 +348,14 @@ func (h *Heal) fillReplica(ctx context.Context, g store.Gap) error {
 	if honest := h.ask.honest(peers); len(honest) > 0 {
 		peers = honest
 	}
+	// At each change of hands a sample may be lost to the guards, so it goes on from where it began.
+	if n := len(g.Fills); n > 0 {
+		last := slices.IndexFunc(peers, func(p peer) bool { return p.Name == g.Fills[n-1].Replica })
+		if last > 0 {
+			p := peers[last]
+			peers = slices.Insert(slices.Delete(peers, last, last+1), 0, p)
+		}
+	}
 	var waits, work []piece
 	for _, part := range parts {
 		for _, p := range share(part, peers) {
