@@ -48,6 +48,9 @@ const (
 	maxPartBytes = 16 << 30
 	// A wait for a core of more than busy says that others work; maxYield bounds what they are left.
 	busy, maxYield = 2 * time.Millisecond, 100 * time.Millisecond
+	// lonely is how long a replica that has never seen another one waits for one that may have its past, and again how often
+	// those that have come are asked for what was lost.
+	lonely, again = time.Minute, 15 * time.Second
 	// lastingPart is how much of a gap that lasts is filled at once.
 	lastingPart = 5 * time.Minute
 )
@@ -118,6 +121,8 @@ type Heal struct {
 	ask     *asker
 	serve   *storeServer
 	running atomic.Bool
+	since   time.Time // When it began to run.
+	recalls time.Time // When those that have come were asked.
 	// stall and maxBytes bound an answer: healStall and maxPartBytes.
 	stall    time.Duration
 	maxBytes int64
@@ -178,6 +183,7 @@ func (h *Heal) alone() bool { return h.opts.Mesh == nil || !h.opts.Mesh.Keyed() 
 
 // Run heals until ctx ends. The ledger must have begun.
 func (h *Heal) Run(ctx context.Context) error {
+	h.since = time.Now()
 	h.running.Store(true)
 	var jobs sync.WaitGroup
 	defer jobs.Wait()
@@ -185,7 +191,7 @@ func (h *Heal) Run(ctx context.Context) error {
 	// of everything.
 	for _, job := range []func(context.Context){
 		h.observe, h.keepAsking, h.declare,
-		func(ctx context.Context) { h.fill(ctx, store.GapReplica) },
+		func(ctx context.Context) { h.recall(ctx); h.fill(ctx, store.GapReplica) },
 		func(ctx context.Context) { h.fill(ctx, store.GapTarget, store.GapRules) },
 	} {
 		jobs.Go(func() {
@@ -342,6 +348,9 @@ func (h *Heal) fillReplica(ctx context.Context, g store.Gap) error {
 	}
 	peers, complete := h.ask.coverages(ctx, everything())
 	if len(peers) == 0 {
+		if complete && time.Since(h.since) > lonely {
+			return h.lose(g, parts) // Nobody was ever there. Who comes is asked.
+		}
 		return errWait
 	}
 	// Who gives wrong answers does not count as having anything, as long as there is somebody else.
@@ -429,7 +438,46 @@ func (h *Heal) gather(ctx context.Context, g store.Gap, p piece, peers []peer, r
 		h.metrics.runs.WithLabelValues(runDone).Inc()
 	}
 	h.catchUp(ctx, g, p.Interval)
-	return h.opts.Ledger.Filled(g.ID, fill)
+	return h.opts.Ledger.Filled(g.ID, fill, namesOf(peers)...)
+}
+
+func namesOf(peers []peer) []string {
+	names := make([]string, len(peers))
+	for n := range peers {
+		names[n] = peers[n].Name
+	}
+	return names
+}
+
+// recall opens what was lost anew when a replica has come that was not asked, and has that time.
+func (h *Heal) recall(ctx context.Context) {
+	if h.alone() || time.Since(h.recalls) < again {
+		return
+	}
+	h.recalls = time.Now()
+	var peers []peer
+	for _, g := range h.opts.Ledger.Gaps() {
+		if g.Kind != store.GapReplica || g.State == store.GapOpen {
+			continue
+		}
+		for _, f := range g.Fills {
+			if f.Replica != "" {
+				continue
+			}
+			if peers == nil {
+				if peers, _ = h.ask.coverages(ctx, everything()); len(peers) == 0 {
+					return
+				}
+			}
+			for _, p := range peers {
+				if parts := p.has(f.Interval); len(parts) > 0 && !slices.Contains(g.Asked, p.Name) {
+					h.logger.Info("a replica has come that may have what was lost", "replica", p.Name, "gap", g.ID)
+					h.opts.Ledger.Reopen(g.ID, store.Interval{From: parts[0].From, To: parts[len(parts)-1].To})
+					break
+				}
+			}
+		}
+	}
 }
 
 // catchUp evaluates the recording rules that nobody did.

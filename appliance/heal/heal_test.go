@@ -619,3 +619,27 @@ func TestATargetThatIsDownGoesStale(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatWasLostIsRecalled holds that a part that nobody had is filled when a replica comes that has it.
+func TestWhatWasLostIsRecalled(t *testing.T) {
+	t.Parallel()
+	a, w := sparse(t, trialOptions{})
+	b := newTrial(t, "b", trialOptions{seeds: []string{a.address()}})
+	b.begin()
+	a.begin()
+	a.whole()
+	require.Equal(t, store.GapLost, a.ledger.Gaps()[0].State)
+	require.Equal(t, []string{"b"}, a.ledger.Gaps()[0].Asked)
+	c := newTrial(t, "c", trialOptions{seeds: []string{a.address()}})
+	w.play(c, 100)
+	c.begin()
+	eventually(t, func() error {
+		for name, samples := range a.samples(named("requests_total")) {
+			if len(samples) != 100 {
+				return fmt.Errorf("%s has %d samples", name, len(samples))
+			}
+		}
+		return nil
+	})
+	a.whole()
+}

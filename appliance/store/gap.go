@@ -84,6 +84,8 @@ type Gap struct {
 	Closed time.Time `json:"closed,omitzero"`
 	// Fills say what came from where, oldest first.
 	Fills []Fill `json:"fills,omitempty"`
+	// Asked are the replicas that do not have what was lost.
+	Asked []string `json:"asked,omitempty"`
 }
 
 // Fill is one part of a gap that was closed with another replica's data, or found to be nowhere.

@@ -58,7 +58,7 @@ func (l *Ledger) current() []*Gap {
 func (g *Gap) copied() *Gap {
 	c := *g
 	c.Labels, c.Match = g.Labels.Copy(), g.Match.Copy()
-	c.Missing, c.Fills = slices.Clone(g.Missing), slices.Clone(g.Fills)
+	c.Missing, c.Fills, c.Asked = slices.Clone(g.Missing), slices.Clone(g.Fills), slices.Clone(g.Asked)
 	return &c
 }
 
@@ -245,8 +245,10 @@ func without(of []Interval, out Interval) []Interval {
 // disk when Filled returns, or a second later when there are very many gaps; nothing but the work of filling it again
 // is lost without.
 //
+// A fill without a replica says that it is lost, since none of those that were asked has it.
+//
 // It fails when the gap is not known (any more) or the fill has no end, and then nothing has changed.
-func (l *Ledger) Filled(id string, f Fill) error {
+func (l *Ledger) Filled(id string, f Fill, asked ...string) error {
 	if f.To == Lasts || f.To < f.From {
 		return fmt.Errorf("fill gap %s: from %d to %d is no time that is over", id, f.From, f.To)
 	}
@@ -268,6 +270,9 @@ func (l *Ledger) Filled(id string, f Fill) error {
 	g := open.copied()
 	g.Missing = Subtract(g.Missing, f.Interval)
 	g.fill(f)
+	if f.Replica == "" {
+		g.Asked = slices.Compact(slices.Sorted(slices.Values(append(g.Asked, asked...))))
+	}
 	l.settled(g, now)
 	l.put(g)
 	few := len(l.gaps) <= fewGaps
@@ -280,6 +285,32 @@ func (l *Ledger) Filled(id string, f Fill) error {
 		l.save()
 	}
 	return nil
+}
+
+// Reopen takes back that a part of a closed gap is lost: somebody has come who was not asked.
+func (l *Ledger) Reopen(id string, part Interval) {
+	l.mu.Lock()
+	defer l.unlock()
+	closed := l.gaps[id]
+	if closed == nil || closed.State == GapOpen || part.Intersect(closed.Interval).Empty() {
+		return
+	}
+	g := closed.copied()
+	g.State, g.Closed, g.Missing = GapOpen, time.Time{}, []Interval{part.Intersect(g.Interval)}
+	var fills []Fill
+	for _, f := range g.Fills {
+		if f.Replica != "" {
+			fills = append(fills, f)
+			continue
+		}
+		for _, i := range Subtract([]Interval{f.Interval}, part) {
+			f.Interval = i
+			fills = append(fills, f)
+		}
+	}
+	g.Fills = fills
+	l.closed = slices.DeleteFunc(l.closed, func(c string) bool { return c == id })
+	l.put(g)
 }
 
 // fill appends a fill, or makes it one with the last. The series of two fills are mostly the same ones, so that their

@@ -162,7 +162,7 @@ func (b *bench) healed(ctx context.Context, c *keyed, in span, kind string, scra
 	if err := <-profiled; err != nil {
 		return err
 	}
-	missed, err := b.scraped(ctx, s, c.replicas[0], h, in)
+	missed, err := b.scraped(ctx, s, c.replicas[0], kind, h, in)
 	if err != nil {
 		return err
 	}
@@ -191,6 +191,8 @@ func (b *bench) healed(ctx context.Context, c *keyed, in span, kind string, scra
 		row{what: "scrapes missed or failed", ours: float64(missed.missed + missed.failed), format: "%.0f"},
 		row{what: "longest time between two scrapes of a target, s", ours: missed.longest.Seconds(), format: "%.3f"},
 		row{what: "longest hole in up over the time that was filled, s", ours: missed.hole.Seconds(), format: "%.3f"},
+		row{what: "samples of up much closer than an interval, of all targets", ours: float64(missed.mixed), format: "%.0f"},
+		row{what: "samples of up from before the start that only the other one has", ours: float64(missed.lacking), format: "%.0f"},
 		row{what: "samples in the time that was filled: there, million", ours: missed.there / 1e6, format: "%.4f"},
 		row{what: "the same at the one that was asked, million", ours: missed.asked / 1e6, format: "%.4f"})
 	for i := range rows {
@@ -285,9 +287,12 @@ type scraped struct {
 	made, missed, failed int
 	longest, hole        time.Duration
 	there, asked         float64
+	// mixed are samples of up that are much closer to the one before than an interval, as when two replicas' are mixed. There
+	// is one at either end of what was filled. lacking are samples of up that the other replica has of the time before.
+	mixed, lacking int
 }
 
-func (b *bench) scraped(ctx context.Context, s, other *side, h healing, in span) (m scraped, err error) {
+func (b *bench) scraped(ctx context.Context, s, other *side, kind string, h healing, in span) (m scraped, err error) {
 	o := b.heal
 	from := s.processes[0].started.Add(h.ready + settleTime*o.interval)
 	// There shall be something to count when the healing took no time at all.
@@ -313,7 +318,7 @@ func (b *bench) scraped(ctx context.Context, s, other *side, h healing, in span)
 	}
 	// A part at either end is scraped and not filled.
 	start, end := time.UnixMilli(in.From).Add(-2*o.interval), time.UnixMilli(in.To).Add(4*o.interval)
-	if in.To-in.From > 10*time.Minute.Milliseconds() { // a history: it begins with nothing
+	if kind == "empty" { // It begins with nothing.
 		start, end = time.UnixMilli(in.From).Add(2*o.interval), time.UnixMilli(in.To).Add(-2*o.interval)
 	}
 	if all, err = s.samples(ctx, "up", start, end); err != nil {
@@ -322,6 +327,26 @@ func (b *bench) scraped(ctx context.Context, s, other *side, h healing, in span)
 	for _, one := range all {
 		_, _, longest := spacing(one, end, o.interval)
 		m.hole = max(m.hole, longest)
+	}
+	if all, err = s.samples(ctx, "up", start, to); err != nil {
+		return m, err
+	}
+	for _, one := range all {
+		for i := range one[1:] {
+			if one[i+1].at.Sub(one[i].at) < o.interval*9/10 {
+				m.mixed++
+			}
+		}
+	}
+	if kind == "empty" {
+		for n, of := range []*side{s, other} {
+			if all, err = of.samples(ctx, "up", start, s.processes[0].started); err != nil {
+				return m, err
+			}
+			for _, one := range all {
+				m.lacking += (2*n - 1) * len(one)
+			}
+		}
 	}
 	for _, selector := range counted {
 		count := fmt.Sprintf(`sum(count_over_time(%s[%dms] @ %.3f))`, selector, end.Sub(start).Milliseconds(), float64(end.UnixMilli())/1000)
