@@ -128,12 +128,12 @@ func (a *Appliance) afterMesh(f func(context.Context) error) func(context.Contex
 	return func(ctx context.Context) error {
 		if a.mesh != nil {
 			patience, cancel := context.WithTimeout(ctx, meshPatience)
-			err := a.mesh.WaitReady(patience)
+			found := a.mesh.WaitReady(patience) == nil
 			cancel()
 			switch {
 			case ctx.Err() != nil:
 				return nil
-			case err != nil:
+			case !found:
 				a.logger.Warn("rules start without the other replicas: what this one missed may look absent to them", "waited", meshPatience)
 			}
 		}

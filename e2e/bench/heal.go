@@ -332,8 +332,8 @@ func (b *bench) scraped(ctx context.Context, s, other *side, kind string, h heal
 		return m, err
 	}
 	for _, one := range all {
-		for i := range one[1:] {
-			if one[i+1].at.Sub(one[i].at) < o.interval*9/10 {
+		for i := 1; i < len(one); i++ {
+			if one[i].at.Sub(one[i-1].at) < o.interval*9/10 {
 				m.mixed++
 			}
 		}
