@@ -313,12 +313,13 @@ func (h *Heal) ended(err error, gaps ...store.Gap) {
 	}
 }
 
-// due is what of a gap can be filled now: others have written what they scraped, and of a gap that is not over, only
-// what is before its finding, since what comes after is still being scraped here.
+// due is what of a gap can be filled now: others have written what they scraped, and of a gap that is not over, only what
+// is half an interval before its finding: where our own first samples will be is not known yet, and nothing of others
+// comes closer to them.
 func (h *Heal) due(g *store.Gap) []store.Interval {
 	until := time.Now().Add(-h.lag()).UnixMilli()
 	if g.Kind == store.GapReplica && (g.Lasting() || until <= g.To) {
-		until = min(until, g.Found.UnixMilli())
+		until = min(until, g.Found.UnixMilli()-h.opts.Settle().Milliseconds()/2)
 	}
 	if g.Kind == store.GapTarget {
 		switch {

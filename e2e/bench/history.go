@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/prometheus/prometheus/storage"
@@ -159,7 +160,7 @@ func newPast(m machine, of int, interval time.Duration) *past {
 	}
 	p.refs = make([]storage.SeriesRef, len(p.series))
 	for _, name := range []string{"up", "scrape_duration_seconds", "scrape_samples_scraped", "scrape_samples_post_metric_relabeling", "scrape_series_added"} {
-		p.health = append(p.health, p.labelled(labels.FromStrings(labels.MetricName, name)))
+		p.health = append(p.health, p.labelled(labels.FromStrings(model.MetricNameLabel, name)))
 	}
 	p.healed = make([]storage.SeriesRef, len(p.health))
 	return p

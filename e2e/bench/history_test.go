@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
@@ -55,7 +56,7 @@ func TestHistoryIsWhatScrapingWouldHaveLeft(t *testing.T) {
 		for it.Next() == chunkenc.ValFloat {
 			samples++
 			at, v := it.At()
-			if set.At().Labels().Get(labels.MetricName) == "up" {
+			if set.At().Labels().Get(model.MetricNameLabel) == "up" {
 				if last > 0 && at-last != 15_000 || v != 1 {
 					t.Fatalf("up is %v at %d, %d after the last one", v, at, at-last)
 				}
