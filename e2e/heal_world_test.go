@@ -205,8 +205,12 @@ func (g gapView) String() string {
 	if !g.lasts() {
 		end = time.UnixMilli(g.To).Format("15:04:05.000")
 	}
-	return fmt.Sprintf("%s (%s) %v from %s to %s: %s, missing %d, fills %v", g.Kind, g.Cause, g.Labels,
-		time.UnixMilli(g.From).Format("15:04:05.000"), end, g.State, len(g.Missing), g.Fills)
+	missing := ""
+	for _, m := range g.Missing {
+		missing += fmt.Sprintf(" from %s for %d s", time.UnixMilli(m.From).Format("15:04:05.000"), (min(m.To, time.Now().UnixMilli())-m.From)/1000)
+	}
+	return fmt.Sprintf("%s (%s) %v from %s to %s: %s, missing%s, fills %v", g.Kind, g.Cause, g.Labels,
+		time.UnixMilli(g.From).Format("15:04:05.000"), end, g.State, missing, g.Fills)
 }
 
 func (r *replica) gaps() (v gapsView, err error) {
@@ -467,6 +471,31 @@ func (r *replica) ticks(from, to time.Time) healSeries {
 	return nil
 }
 
+// twoHands tells whose data a series is that comes from one replica and from a moment on from another one. A gap is filled
+// in parts, and they may come from different ones, with a guard in between.
+func (s healSeries) twoHands(id string, all map[string]healData) (before, then string) {
+	at := s.sorted()
+	for a := range all {
+		first, n := all[a][id], 0
+		for _, t := range first.sorted() {
+			if n == len(at) || t != at[n] || s[t] != first[t] {
+				break
+			}
+			n++
+		}
+		if n == 0 || n == len(at) || at[n]-at[n-1] < 450 || at[n]-at[n-1] > 1600 {
+			continue
+		}
+		change, end := time.UnixMilli(at[n]-1), time.UnixMilli(at[len(at)-1]).Add(time.Hour)
+		for b := range all {
+			if b != a && s.within(change, end).equal(all[b][id].within(change, end)) {
+				return a, b
+			}
+		}
+	}
+	return "", ""
+}
+
 // ofMeter tells whether a series comes from the meter.
 func ofMeter(id string) bool {
 	return strings.Contains(id, `"job":"meter"`) && strings.Contains(id, `"__name__":"e2e_`)
@@ -511,6 +540,10 @@ func (c *meshCluster) likePeers(name string, from, to time.Time, others []string
 		n := slices.IndexFunc(others, func(other string) bool { return own[id].equal(all[other][id]) })
 		if n >= 0 {
 			whose[others[n]]++
+			continue
+		}
+		if from, to := own[id].twoHands(id, all); from != "" {
+			whose[from+", then "+to]++
 			continue
 		}
 		if wrong++; wrong <= 4 {

@@ -158,6 +158,13 @@ func (s *faultSwitch) cut(a, b string) {
 	s.cutOneWay(b, a)
 }
 
+// mend ends what is wrong between the two.
+func (s *faultSwitch) mend(a, b string) {
+	for _, way := range [][2]string{{a, b}, {b, a}} {
+		s.change(way[0], way[1], func(f *fault) { *f = fault{} })
+	}
+}
+
 // cutOff separates the zone from all the others, and from the core only where that is asked for.
 func (s *faultSwitch) cutOff(zone string, alsoCore bool) {
 	for other := range s.names {

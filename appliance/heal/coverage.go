@@ -29,7 +29,7 @@ const (
 	// maxFailures is after how many errors in a row a replica is taken for broken.
 	maxFailures = 3
 	// maxAnswered bounds the intervals that are taken of one coverage answer.
-	maxAnswered = 10_000
+	maxAnswered = 100_000
 )
 
 // coverage is what a replica says about its own data, on our clock.
@@ -66,8 +66,14 @@ func (h *Heal) Coverage(_ context.Context, req *peerspb.CoverageRequest) (*peers
 	for _, g := range h.opts.Ledger.Gaps() {
 		labels := g.Labels.Map()
 		switch {
-		case g.Kind == store.GapReplica && g.State == store.GapOpen:
-			for _, i := range g.Missing {
+		case g.Kind == store.GapReplica:
+			missing := g.Missing
+			for _, f := range g.Fills {
+				if f.Replica == "" {
+					missing = append(missing, f.Interval) // Lost is not there either.
+				}
+			}
+			for _, i := range missing {
 				if i = i.Intersect(asked); !i.Empty() {
 					reply.Missing = append(reply.Missing, &peerspb.Interval{From: i.From, To: i.To})
 				}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/prometheus/common/model"
@@ -19,7 +20,7 @@ const (
 	// suspectFailures is how many failed scrapes are remembered of one suspect.
 	suspectFailures = 10_000
 	// suspectNeighbours is how many distances on each side of a hole tell the scrape interval.
-	suspectNeighbours = 2
+	suspectNeighbours = 4
 )
 
 // Suspect is a time in which a target was not scraped with success, though scraping went on before and, unless it
@@ -198,9 +199,10 @@ func spacings(samples []upSample) upSpacings {
 	return d
 }
 
-// around is the smallest distance in what lies between two samples and next to it, so that an interval that was
-// configured anew makes no suspects of all that came under the other one. When that is one hole and nothing else, the
-// smallest of all samples has to do.
+// around is the usual distance in what lies between two samples and next to it, so that an interval that was configured
+// anew makes few suspects of what came under the other one. It is the middle one of all that are there: where another
+// replica's samples were filled in, one distance is shorter. When that is one hole and nothing else, the smallest of all
+// samples has to do.
 func (d upSpacings) around(i, j int) int64 {
 	low, n := i+1, 0
 	for k := i; k > 0 && n < suspectNeighbours; k-- {
@@ -215,11 +217,25 @@ func (d upSpacings) around(i, j int) int64 {
 			high, m = k, m+1
 		}
 	}
-	every := smallest(d[max(low, 0):min(high+1, len(d))])
 	if n+m == 0 {
-		every = smallest(d)
+		return smallest(d)
 	}
-	return every
+	return middle(d[max(low, 0):min(high+1, len(d))])
+}
+
+// middle is the median of distances, the lower one of two; 0 is none.
+func middle(of []int64) int64 {
+	var some []int64
+	for _, d := range of {
+		if d > 0 {
+			some = append(some, d)
+		}
+	}
+	if len(some) == 0 {
+		return 0
+	}
+	slices.Sort(some)
+	return some[(len(some)-1)/2]
 }
 
 func smallest(of []int64) (least int64) {

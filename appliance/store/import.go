@@ -258,7 +258,9 @@ func inSeries(err error, l labels.Labels) error {
 
 // put writes the n samples that were taken of a series.
 func (im *importer) put(l labels.Labels, n int) error {
-	if im.head != nil {
+	// A series that the head does not know would be made by this transaction, and written to the log when it commits: had
+	// a scrape committed samples of it before, a replay would not know whose they are.
+	if im.head != nil && im.head.knows(l) {
 		err := im.head.put(l, &im.d, n)
 		if !errors.Is(err, storage.ErrTooOldSample) && !errors.Is(err, storage.ErrOutOfBounds) &&
 			!errors.Is(err, storage.ErrOutOfOrderSample) {
@@ -358,6 +360,19 @@ type headImport struct {
 	n   int // Samples that are not committed.
 }
 
+// knows tells whether the head has a series.
+func (h *headImport) knows(l labels.Labels) bool {
+	if h.app == nil {
+		h.app = h.db.Appender(h.ctx)
+	}
+	refs, ok := h.app.(storage.GetRef)
+	if !ok {
+		return false
+	}
+	ref, _ := refs.GetRef(l, l.Hash())
+	return ref != 0
+}
+
 // put appends the samples that were taken of a series.
 func (h *headImport) put(l labels.Labels, d *foreignDecoder, n int) error {
 	samples, err := d.samples(nil, n)
@@ -372,10 +387,6 @@ func (h *headImport) put(l labels.Labels, d *foreignDecoder, n int) error {
 		if i == 0 {
 			if r, ok := h.app.(storage.GetRef); ok {
 				ref, _ = r.GetRef(l, l.Hash())
-			}
-			if ref == 0 {
-				// The head keeps them, and the interner gives them strings of its own.
-				l = l.Copy()
 			}
 		}
 		s := &samples[i]

@@ -6,7 +6,7 @@ import (
 )
 
 // quiet makes ordinary what upstream warns of and healing does by design: a healed block overlaps others until they are
-// merged. It also takes what upstream says of the empty head of loadBlocks out of the way.
+// merged, and keeps compactions off for a moment. It also takes what upstream says of the empty head of loadBlocks out of the way.
 func quiet(l *slog.Logger) *slog.Logger { return slog.New(quietHandler{l.Handler()}) }
 
 type quietHandler struct{ slog.Handler }
@@ -14,7 +14,7 @@ type quietHandler struct{ slog.Handler }
 // Handle implements slog.Handler.
 func (h quietHandler) Handle(ctx context.Context, r slog.Record) error {
 	switch r.Message {
-	case "Overlapping blocks found during reloadBlocks":
+	case "Overlapping blocks found during reloadBlocks", "Compactions disabled", "Compactions enabled":
 		r.Level = slog.LevelDebug
 	case "write block started", "write block resulted in empty block":
 		r.Attrs(func(a slog.Attr) bool {

@@ -15,6 +15,9 @@ import (
 // another replica. It is upstream's lookback: what is further away from its neighbour is a series that paused.
 const SpliceMargin = 5 * 60 * 1000
 
+// ownNeighbours is how many distances on either side of a hole tell what is usual.
+const ownNeighbours = 4
+
 // moments are the times of one series' samples, in order: of real ones, and of staleness markers.
 type moments struct {
 	real, stale []int64
@@ -45,6 +48,7 @@ func splice(own *moments, theirs []int64, stale []bool, in Interval, take []bool
 	)
 	for i, t := range theirs {
 		d := spacing(theirs, i, previous, after(i))
+		edge := previous == math.MinInt64 || after(i) == math.MinInt64
 		if !stale[i] {
 			previous = t
 			for ; h < len(own.stale) && own.stale[h] < t; h++ {
@@ -59,8 +63,11 @@ func splice(own *moments, theirs []int64, stale []bool, in Interval, take []bool
 		for s < len(own.stale) && own.stale[s] < t {
 			s++
 		}
-		if d == 0 {
-			d = own.spacing(r)
+		if edge || d == 0 {
+			// What comes before or after theirs is not known, so that the distance may be that of a hole of theirs.
+			if ours := own.spacing(r); ours > 0 && (d == 0 || ours < d) {
+				d = ours
+			}
 		}
 		take[i] = missing(own, r, s, t, d, stale[i])
 		if take[i] {
@@ -70,18 +77,18 @@ func splice(own *moments, theirs []int64, stale []bool, in Interval, take []bool
 	return n, hidden
 }
 
-// spacing is the smaller distance between own real samples next to a hole before the r-th one, 0 if it is not known. It
-// stands in for theirs, where one sample is all that they have.
-func (m *moments) spacing(r int) (d int64) {
-	if r > 1 {
-		d = m.real[r-1] - m.real[r-2]
+// spacing is the usual distance between own real samples around a hole before the r-th one, 0 if it is not known. The
+// middle one counts, since where something was filled in one is shorter.
+func (m *moments) spacing(r int) int64 {
+	var some [2 * ownNeighbours]int64
+	n := 0
+	for k := r - 1; k > 0 && k > r-1-ownNeighbours; k-- {
+		some[n], n = m.real[k]-m.real[k-1], n+1
 	}
-	if r+1 < len(m.real) {
-		if after := m.real[r+1] - m.real[r]; d == 0 || after < d {
-			d = after
-		}
+	for k := r + 1; k < len(m.real) && k <= r+ownNeighbours; k++ {
+		some[n], n = m.real[k]-m.real[k-1], n+1
 	}
-	return d
+	return middle(some[:n])
 }
 
 // spacing is the distance from sample i to the nearest real one before and after it. Where there is none, staleness

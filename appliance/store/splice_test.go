@@ -284,3 +284,18 @@ func FuzzImport(f *testing.F) {
 		}
 	})
 }
+
+// Where something was filled in, one of our distances is shorter. It does not make holes of all others.
+func TestSpliceAtASeam(t *testing.T) {
+	own := &moments{real: []int64{0, 15_000, 30_000, 45_000, 50_500, 65_500, 80_500, 95_500, 110_500}}
+	for _, at := range []int64{57_000, 72_000, 20_000} {
+		if n, _ := splice(own, []int64{at}, []bool{false}, Interval{at - 7000, at + 7000}, make([]bool, 1), nil); n != 0 {
+			t.Errorf("one sample of theirs at %d is taken from between ours", at)
+		}
+	}
+	// Their last one before the interval ends, and before it a hole of theirs: it is not taken for their spacing.
+	own = &moments{real: []int64{100_000, 115_000, 130_000, 145_000}}
+	if n, _ := splice(own, []int64{10_000, 85_000}, []bool{false, false}, Interval{0, 90_000}, make([]bool, 2), nil); n != 2 {
+		t.Errorf("%d of 2 samples are taken", n)
+	}
+}
