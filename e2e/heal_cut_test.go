@@ -93,7 +93,7 @@ func (c *meshCluster) cutFromPeers() {
 		cut.set(time.Now())
 	})
 	tl.between(0, 20*time.Second, "a knows that it is alone", c.sees([]string{"a"}, "a"))
-	tl.always(0, 15*time.Second, "whoever asks a sees no hole", func() error { return c.a().flowing(cut.get().Add(-20 * time.Second)) })
+	tl.always(time.Second, 15*time.Second, "whoever asks a sees no hole", func() error { return c.a().flowing(cut.get().Add(-20 * time.Second)) })
 	tl.at(15*time.Second, "end it", func() {
 		back.set(time.Now())
 		c.net.healAll()

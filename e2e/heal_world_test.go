@@ -198,7 +198,9 @@ type gapView struct {
 func (g *gapView) lasts() bool { return g.To == math.MaxInt64 }
 
 // during tells whether the gap and the time have something in common.
-func (g *gapView) during(from, to time.Time) bool { return g.From < to.UnixMilli() && from.UnixMilli() < g.To }
+func (g *gapView) during(from, to time.Time) bool {
+	return g.From < to.UnixMilli() && from.UnixMilli() < g.To
+}
 
 func (g gapView) String() string {
 	end := "now"

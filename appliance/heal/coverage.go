@@ -29,7 +29,7 @@ const (
 	// maxFailures is after how many errors in a row a replica is taken for broken.
 	maxFailures = 3
 	// maxAnswered bounds the intervals that are taken of one coverage answer.
-	maxAnswered = 100_000
+	maxAnswered = 5_000
 )
 
 // coverage is what a replica says about its own data, on our clock.
@@ -84,6 +84,9 @@ func (h *Heal) Coverage(_ context.Context, req *peerspb.CoverageRequest) (*peers
 			}
 		}
 	}
+	// The newest, when there are very many.
+	reply.Missing = reply.GetMissing()[max(0, len(reply.GetMissing())-maxAnswered/2):]
+	reply.Healed = reply.GetHealed()[max(0, len(reply.GetHealed())-maxAnswered/2):]
 	return reply, nil
 }
 
@@ -311,8 +314,10 @@ type piece struct {
 func share(i store.Interval, peers []peer) []piece {
 	// The first moments at which somebody comes in or has dropped out.
 	edges := []int64{i.From + 1, i.To}
-	for _, p := range peers {
-		for _, part := range p.has(i) {
+	has := make([][]store.Interval, len(peers))
+	for k, p := range peers {
+		has[k] = p.has(i)
+		for _, part := range has[k] {
 			edges = append(edges, part.From+1, part.To)
 		}
 	}
@@ -322,8 +327,8 @@ func share(i store.Interval, peers []peer) []piece {
 	for n := range edges[1:] {
 		at := store.Interval{From: edges[n] - 1, To: edges[n+1]}
 		var who []peer
-		for _, p := range peers {
-			if slices.ContainsFunc(p.has(i), func(part store.Interval) bool { return part.From <= at.From && at.To <= part.To }) {
+		for k, p := range peers {
+			if slices.ContainsFunc(has[k], func(part store.Interval) bool { return part.From <= at.From && at.To <= part.To }) {
 				who = append(who, p)
 			}
 		}

@@ -33,7 +33,7 @@ func features() []feature {
 		{"delayed-compaction", func(_ *runCmd, o *appliance.Options) { o.Store.EnableDelayedCompaction = true }},
 		{"exemplar-storage", always},
 		{"extra-scrape-metrics", func(_ *runCmd, o *appliance.Options) { o.Scrape.Manager.ExtraMetrics = true }},
-		{"memory-snapshot-on-shutdown", func(_ *runCmd, o *appliance.Options) { o.Store.EnableMemorySnapshotOnShutdown = true }},
+		{"memory-snapshot-on-shutdown", always},
 		{"metadata-wal-records", func(_ *runCmd, o *appliance.Options) {
 			o.Scrape.Manager.AppendMetadata = true
 			o.Query.AppendMetadata = true

@@ -46,6 +46,7 @@ type runCmd struct {
 	StorageRequireMount bool             `name:"storage.require-mount" help:"Refuse to start unless the data directory is a mount point, so that a volume that is missing is noticed."`
 	MinBlockDuration    model.Duration   `name:"storage.tsdb.min-block-duration" hidden:"" default:"2h" help:"Shortest block, for tests."`
 	MaxBlockDuration    model.Duration   `name:"storage.tsdb.max-block-duration" hidden:"" default:"0s" help:"Longest block; 0 is a tenth of the retention, at most 31d. For tests."`
+	MemorySnapshot      bool             `name:"storage.tsdb.memory-snapshot" default:"true" negatable:"" help:"Write what is in memory to a snapshot when stopping, so that the next start reads that instead of replaying the write-ahead log."`
 	WALSegmentSize      units.Base2Bytes `name:"storage.tsdb.wal-segment-size" hidden:"" default:"0B" help:"Size of the segments of the write-ahead log, for tests."`
 	RemoteFlushDeadline model.Duration   `name:"storage.remote.flush-deadline" default:"1m" help:"How long to wait for samples to be flushed to remote_write on stopping or on a reload."`
 	ReadSampleLimit     int              `name:"storage.remote.read-sample-limit" default:"50000000" help:"Most samples in one answer to a remote read that is not streamed. 0 is no limit."`
@@ -185,6 +186,8 @@ func (c *runCmd) options(k *kong.Context, logger *slog.Logger) (appliance.Option
 			MinBlockDuration:    time.Duration(c.MinBlockDuration),
 			MaxBlockDuration:    time.Duration(c.MaxBlockDuration),
 			WALSegmentSizeBytes: int(c.WALSegmentSize),
+
+			EnableMemorySnapshotOnShutdown: c.MemorySnapshot,
 		},
 		Evaluate: evaluate.Options{
 			OutageTolerance: time.Duration(c.OutageTolerance),

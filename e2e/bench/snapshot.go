@@ -57,7 +57,7 @@ func (b *bench) runSnapshot(ctx context.Context) error {
 	}
 	b.say("snapshot: %d stops and starts with and without, load average %s", o.rounds, loadAverage())
 	const with, without = "with", "without"
-	variants := map[string][]string{with: {"--enable-feature=memory-snapshot-on-shutdown"}, without: nil}
+	variants := map[string][]string{with: nil, without: {"--no-storage.tsdb.memory-snapshot"}}
 	stop, started, cpu, size := map[string][]time.Duration{}, map[string][]time.Duration{}, map[string][]time.Duration{}, map[string]float64{}
 	var series float64
 	for n := range o.rounds {
