@@ -177,10 +177,10 @@ func (c *meshCluster) overlap() {
 	tl := c.healTimeline()
 	tl.at(0, "kill b", stamp(&awayB, c.b().kill))
 	tl.at(6*time.Second, "kill a", stamp(&awayA, c.a().kill))
-	tl.at(12*time.Second, "start b", stamp(&backB, func() { c.b().start() }))
-	tl.at(18*time.Second, "start a", stamp(&backA, func() { c.a().start() }))
-	tl.always(0, 36*time.Second, "nobody is told that anything is absent", c.nothingAbsent)
-	tl.between(18*time.Second, 18*time.Second+healMost, "both are complete", all(
+	tl.at(16*time.Second, "start b", stamp(&backB, func() { c.b().start() }))
+	tl.at(22*time.Second, "start a", stamp(&backA, func() { c.a().start() }))
+	tl.always(0, 38*time.Second, "nobody is told that anything is absent", c.nothingAbsent)
+	tl.between(22*time.Second, 22*time.Second+healMost, "both are complete", all(
 		c.a().knowsAt("replica", &awayA), c.b().knowsAt("replica", &awayB), c.complete()))
 	tl.run()
 	c.likePeers("b", awayA.get().Add(atEdges), backB.get().Add(-atEdges), []string{"c"}, false)

@@ -123,16 +123,23 @@ func (a *asker) others() (members []mesh.Member, allThere bool) {
 	}
 	allThere = true
 	self, zone := "", a.zone()
+	gone := map[string]bool{}
+	for _, name := range a.mesh.SeenBefore() {
+		gone[name] = true
+	}
 	for _, m := range a.mesh.Members() {
 		switch {
 		case m.Self:
 			self = m.Name
 		case m.Alive && m.Card.GRPC != "":
 			members = append(members, m)
+			delete(gone, m.Name)
 		case !m.Alive:
 			allThere = false
 		}
 	}
+	// One that was gone before this replica started is not in the mesh's list.
+	allThere = allThere && len(gone) == 0
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -67,6 +67,8 @@ const (
 type Mesh interface {
 	Keyed() bool
 	Members() []mesh.Member
+	// SeenBefore names those that were there in the day before the start.
+	SeenBefore() []string
 	Server() grpc.ServiceRegistrar
 	// ReadableServer is for what readers may call too.
 	ReadableServer() grpc.ServiceRegistrar

@@ -643,3 +643,24 @@ func TestWhatWasLostIsRecalled(t *testing.T) {
 	})
 	a.whole()
 }
+
+// TestWhatOneThatIsAwayHasIsNotGivenUp holds that a gap stays open while a replica is away that was there before this one
+// started.
+func TestWhatOneThatIsAwayHasIsNotGivenUp(t *testing.T) {
+	t.Parallel()
+	b := newTrial(t, "b", trialOptions{})
+	b.begin()
+	dir := t.TempDir()
+	seen := fmt.Sprintf(`{"peers":[{"name":"c","address":"127.0.0.1:9","last_seen":%q}]}`, time.Now().UTC().Add(-time.Hour).Format(time.RFC3339))
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "mesh"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "mesh", "peers.json"), []byte(seen), 0o600))
+	a, _ := sparse(t, trialOptions{dir: dir, seeds: []string{b.address()}})
+	a.begin()
+	eventually(t, func() error {
+		if a.Status().Problem != errWait.Error() {
+			return fmt.Errorf("the problem is %q", a.Status().Problem)
+		}
+		return nil
+	})
+	require.Equal(t, store.GapOpen, a.ledger.Gaps()[0].State)
+}

@@ -38,6 +38,8 @@ const (
 	gossipInterval = 100 * time.Millisecond
 	// leaveTimeout bounds how long telling the others that we leave may take, and byeTimeout the first part of it.
 	leaveTimeout, byeTimeout = 3 * time.Second, 500 * time.Millisecond
+	// seenBefore is how long before the start a member may have been seen to count as one; the file has that to the hour.
+	seenBefore = 25 * time.Hour
 	// maxQueue bounds the changes that wait to be sent.
 	maxQueue = 4096
 )
@@ -75,6 +77,7 @@ type Mesh struct {
 	rpc       *rpc
 	seeds     *seeds
 	memory    *memory
+	before    []string // Who was seen before the start.
 	table     *table
 	states    *states
 	queue     *outbox
@@ -148,6 +151,11 @@ func New(opts Options) (_ *Mesh, err error) {
 	m.conflicts = &conflicts{logger: m.logger, metrics: m.metrics}
 	if m.memory, err = openMemory(opts.Dir, time.Now()); err != nil {
 		m.logger.Warn("the peers that were seen before are not known; the configured ones are", "err", err)
+	}
+	for _, p := range m.memory.peers {
+		if p.Name != m.name && time.Since(p.Seen) < seenBefore {
+			m.before = append(m.before, p.Name)
+		}
 	}
 	if m.wire, err = newWire(opts.ListenAddress, &guard{cluster: m.cluster, ring: m.ring}, m.refusals); err != nil {
 		return nil, err
@@ -462,6 +470,9 @@ func (m *Mesh) AddState(key string, s cluster.State, reg prometheus.Registerer) 
 
 // Members are all that are there, and those that left or died in the last ten minutes, sorted by name.
 func (m *Mesh) Members() []Member { return m.table.list(time.Now()) }
+
+// SeenBefore are the names of those that were seen in the day before the start, whether they have been since or not.
+func (m *Mesh) SeenBefore() []string { return m.before }
 
 // OnChange has f called after a member joined, left, died, or restarted, also where it was not missed meanwhile. Call it
 // before Run; f must not block.
