@@ -317,11 +317,12 @@ func (h *Heal) ended(err error, gaps ...store.Gap) {
 
 // due is what of a gap can be filled now: others have written what they scraped, and of a gap that is not over, only what
 // is half an interval before its finding: where our own first samples will be is not known yet, and nothing of others
-// comes closer to them.
+// comes closer to them. That is one part, and what remains another: in a part that has one sample only, how far it has to
+// keep away is not known.
 func (h *Heal) due(g *store.Gap) []store.Interval {
 	until := time.Now().Add(-h.lag()).UnixMilli()
 	if g.Kind == store.GapReplica && (g.Lasting() || until <= g.To) {
-		until = min(until, g.Found.UnixMilli()-h.opts.Settle().Milliseconds()/2)
+		until = min(until, g.Found.Add(-max(h.lag(), h.opts.Settle()/2)).UnixMilli())
 	}
 	if g.Kind == store.GapTarget {
 		switch {
@@ -420,8 +421,8 @@ func (h *Heal) remains(p piece, peers []peer) []piece {
 // gather fills a part that no replica has whole with what each of them has. They were all asked, so that what is missing
 // then is nowhere.
 func (h *Heal) gather(ctx context.Context, g store.Gap, p piece, peers []peer, run *run) error {
+	// Nobody had it whole, so that it counts as lost, whatever came together: who comes later may have more.
 	fill := store.Fill{Interval: p.Interval, At: time.Now()}
-	var most int64
 	for _, who := range peers {
 		if p.To <= who.oldest {
 			continue
@@ -431,16 +432,8 @@ func (h *Heal) gather(ctx context.Context, g store.Gap, p piece, peers []peer, r
 			return fmt.Errorf("gather what replica %s has: %w", who.Name, err)
 		}
 		fill.Series, fill.Samples = max(fill.Series, got.Series), fill.Samples+got.Samples
-		if got.Samples > most {
-			most, fill.Replica, fill.Zone = got.Samples, who.Name, who.Card.Zone
-		}
 	}
-	if most == 0 {
-		h.metrics.runs.WithLabelValues(runNobody).Inc()
-	} else {
-		h.metrics.runs.WithLabelValues(runDone).Inc()
-	}
-	h.catchUp(ctx, g, p.Interval)
+	h.metrics.runs.WithLabelValues(runNobody).Inc()
 	return h.opts.Ledger.Filled(g.ID, fill, namesOf(peers)...)
 }
 

@@ -63,6 +63,8 @@ type Ledger struct {
 	version uint64
 	// earlier is the last beat of the life before.
 	earlier beat
+	// beaten is the last beat, 0 unless it runs, for whoever asks before the next one.
+	beaten atomic.Int64
 	// begun and last are this life's begin and last beat, 0 before Begin; until is when the replica gap ends that lasts.
 	begun, last, until int64
 	tidied             int64
@@ -159,8 +161,11 @@ func (l *Ledger) Run(ctx context.Context) error {
 	writer.Go(func() { l.write(beats) })
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
+	defer l.beaten.Store(0)
 	for {
-		l.beat(time.Now())
+		now := time.Now()
+		l.beat(now)
+		l.beaten.Store(now.UnixMilli())
 		select {
 		case beats <- struct{}{}:
 		default: // It is still writing an earlier one and will take the newest then.

@@ -32,6 +32,14 @@ type view struct {
 // Missing is what this replica misses in [mint, maxt], in Unix milliseconds: nil if nothing. What is missing of a gap
 // that reaches out of it is there in whole. Nothing of it may be changed.
 func (l *Ledger) Missing(mint, maxt int64) []Missing {
+	if b := l.beaten.Load(); b != 0 {
+		// After a freeze a rule may ask before the beat that would have told.
+		if now := time.Now(); now.UnixMilli()-b > frozenAfter.Milliseconds() {
+			l.mu.Lock()
+			l.notice(now)
+			l.unlock()
+		}
+	}
 	v := l.view.Load()
 	if v == nil {
 		v = l.look()
@@ -120,6 +128,14 @@ func (m *Missing) missed(in Interval) (ms int64) {
 // 1 less the share of time in which open gaps of everything miss something. A target or a rule group counts as a
 // thousandth of everything, and all of them together no more than a tenth. What was found to be nowhere is not missing.
 func (l *Ledger) Completeness() float64 {
+	if b := l.beaten.Load(); b != 0 {
+		// After a freeze a rule may ask before the beat that would have told.
+		if now := time.Now(); now.UnixMilli()-b > frozenAfter.Milliseconds() {
+			l.mu.Lock()
+			l.notice(now)
+			l.unlock()
+		}
+	}
 	v := l.view.Load()
 	if v == nil {
 		v = l.look()
