@@ -128,16 +128,16 @@ func (a *Appliance) afterMesh(f func(context.Context) error) func(context.Contex
 	return func(ctx context.Context) error {
 		if a.mesh != nil {
 			patience, cancel := context.WithTimeout(ctx, meshPatience)
-			found := a.mesh.WaitReady(patience) == nil
+			a.waitForMesh(patience)
 			cancel()
-			switch {
-			case ctx.Err() != nil:
-				return nil
-			case !found:
-				a.logger.Warn("rules start without the other replicas: what this one missed may look absent to them", "waited", meshPatience)
-			}
 		}
 		return f(ctx)
+	}
+}
+
+func (a *Appliance) waitForMesh(ctx context.Context) {
+	if err := a.mesh.WaitReady(ctx); err != nil && !a.stopping() {
+		a.logger.Warn("rules start without the other replicas: what this one missed may look absent to them", "waited", meshPatience, "err", err)
 	}
 }
 
