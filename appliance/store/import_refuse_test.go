@@ -142,6 +142,9 @@ func TestImportOnAFullDisk(t *testing.T) {
 	volume := t.TempDir()
 	switch err := syscall.Mount("tmpfs", volume, "tmpfs", 0, "size=200m"); {
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSYS):
+		if os.Getenv("CI") != "" {
+			t.Fatal("may not mount, and CI has to:", err)
+		}
 		t.Skip("may not mount:", err)
 	case err != nil:
 		t.Fatal(err)
