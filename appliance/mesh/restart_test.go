@@ -16,46 +16,59 @@ func TestQuickRestart(t *testing.T) {
 	for name, keying := range keyings {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := prepared(t, named("a"), keying)
-			var changes atomic.Int64
-			a.OnChange(func() { changes.Add(1) })
-			a.start()
-			b := started(t, named("b"), keying, withPeers(a.address()))
-			c := started(t, named("c"), keying, withPeers(a.address()))
-			whole(t, 10*time.Second, "a b c", a, b, c)
-			until(t, 10*time.Second, "both are told", func() bool {
-				return strings.Count(a.log.String(), "a member joined the mesh") == 2 && changes.Load() > 0
-			})
-			first, _ := a.table.get("b")
-			a.SetCompleteness(0.5)
-			b.SetCompleteness(0.5)
-			until(t, 10*time.Second, "a knows the new card", func() bool {
-				m, _ := a.table.get("b")
-				return m.Card.Completeness == 0.5
-			})
-			before := changes.Load()
-
-			b.kill()
-			again := started(t, named("b"), keying, listening(b.address()), withPeers(a.address()))
-			for _, x := range []*trial{a, c} {
-				until(t, 10*time.Second, "the restart is told to "+x.Name(), func() bool {
-					return strings.Contains(x.log.String(), "a member has restarted")
-				})
-				if n := x.value("tocsin_mesh_member_restarts_total"); n != 1 {
-					t.Errorf("%s: tocsin_mesh_member_restarts_total = %v", x.Name(), n)
-				}
-				if n := x.value("alertmanager_cluster_peers_left_total"); n != 0 {
-					t.Errorf("%s found it dead first, so that this proves nothing", x.Name())
+			// On a machine that stands still for seconds the others may miss it nevertheless: that shows nothing, either way.
+			for range 5 {
+				if quickRestart(t, keying) {
+					return
 				}
 			}
-			until(t, 10*time.Second, "the callback is called", func() bool { return changes.Load() > before })
-			second, _ := a.table.get("b")
-			if !second.Since.After(first.Since) || !second.Card.Started.After(first.Card.Started) {
-				t.Errorf("since %s, started %s; before %s, %s", second.Since, second.Card.Started, first.Since, first.Card.Started)
-			}
-			whole(t, 10*time.Second, "a b c", a, again, c)
+			t.Error("it was found dead before it was back, each time")
 		})
 	}
+}
+
+// quickRestart is false if somebody missed the replica while it was away.
+func quickRestart(t *testing.T, keying setting) bool {
+	a := prepared(t, named("a"), keying)
+	var changes atomic.Int64
+	a.OnChange(func() { changes.Add(1) })
+	a.start()
+	b := started(t, named("b"), keying, withPeers(a.address()))
+	c := started(t, named("c"), keying, withPeers(a.address()))
+	whole(t, 10*time.Second, "a b c", a, b, c)
+	until(t, 10*time.Second, "both are told", func() bool {
+		return strings.Count(a.log.String(), "a member joined the mesh") == 2 && changes.Load() > 0
+	})
+	first, _ := a.table.get("b")
+	a.SetCompleteness(0.5)
+	b.SetCompleteness(0.5)
+	until(t, 10*time.Second, "a knows the new card", func() bool {
+		m, _ := a.table.get("b")
+		return m.Card.Completeness == 0.5
+	})
+	before := changes.Load()
+
+	b.kill()
+	again := started(t, named("b"), keying, listening(b.address()), withPeers(a.address()))
+	missed := func(x *trial) bool { return x.value("alertmanager_cluster_peers_left_total") != 0 }
+	for _, x := range []*trial{a, c} {
+		until(t, 10*time.Second, "the restart is told to "+x.Name(), func() bool {
+			return missed(x) || strings.Contains(x.log.String(), "a member has restarted")
+		})
+		if missed(x) {
+			return false
+		}
+		if n := x.value("tocsin_mesh_member_restarts_total"); n != 1 {
+			t.Errorf("%s: tocsin_mesh_member_restarts_total = %v", x.Name(), n)
+		}
+	}
+	until(t, 10*time.Second, "the callback is called", func() bool { return changes.Load() > before })
+	second, _ := a.table.get("b")
+	if !second.Since.After(first.Since) || !second.Card.Started.After(first.Card.Started) {
+		t.Errorf("since %s, started %s; before %s, %s", second.Since, second.Card.Started, first.Since, first.Card.Started)
+	}
+	whole(t, 10*time.Second, "a b c", a, again, c)
+	return true
 }
 
 // TestRestartIsTold tells a new process from a new card.
