@@ -52,6 +52,8 @@ type Config struct {
 	ClusterKeys Keys
 	// Federation lists the upstream servers to pull from.
 	Federation []*Upstream
+	// Bucket is where blocks go; nil for nowhere.
+	Bucket *Bucket
 }
 
 // Replica is the identity of this process among its peers. It is read at start
