@@ -26,6 +26,7 @@ var floors = map[string][]string{
 	"appliance/evaluate": {"appliance/store", "appliance/mesh", "appliance/config", "appliance/evaluate/peerspb"},
 	"appliance/alert":    {"appliance/store", "appliance/mesh", "appliance/config", "appliance/alert/peerspb"},
 	"appliance/query":    {"appliance/store", "appliance/mesh", "appliance/config"},
+	"appliance/bucket":   {"appliance/store", "appliance/mesh", "appliance/config"},
 	"appliance/heal":     {"appliance/store", "appliance/mesh", "appliance/config", "appliance/heal/peerspb"},
 
 	// Messages between replicas, generated.

@@ -1,0 +1,153 @@
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/thanos-io/thanos/pkg/block"
+	"github.com/thanos-io/thanos/pkg/block/metadata"
+
+	"github.com/tocsin-io/tocsin/appliance/config"
+)
+
+// lookEvery is how often the blocks of the bucket are listed, shorter where windows are.
+const lookEvery = 3 * time.Minute
+
+// errNotLooked says that the bucket has not been listed yet.
+var errNotLooked = errors.New("the bucket was not listed yet")
+
+// catalogue knows which blocks are in the bucket, as of the last look.
+type catalogue struct {
+	b       *Bucket
+	fetcher *block.MetaFetcher
+
+	blocks  prometheus.Gauge
+	partial prometheus.Gauge
+	age     prometheus.GaugeFunc
+
+	mtx  sync.Mutex
+	view *view
+	err  error // of the last look
+}
+
+// view is what one look at the bucket saw. It is read-only.
+type view struct {
+	at time.Time
+	// blocks are all with a readable meta.json, partial those without, and why.
+	blocks  map[ulid.ULID]*metadata.Meta
+	partial map[ulid.ULID]error
+	// covered tells of each window that is there, by its begin, whether it is there whole.
+	covered map[int64]bool
+}
+
+func newCatalogue(b *Bucket, reg prometheus.Registerer) *catalogue {
+	own := promauto.With(b.o.Registerer)
+	c := &catalogue{
+		b:       b,
+		fetcher: b.metas.NewMetaFetcher(reg, nil),
+		blocks: own.NewGauge(prometheus.GaugeOpts{
+			Name: "tocsin_bucket_blocks",
+			Help: "Blocks in the bucket with a readable meta.json.",
+		}),
+		partial: own.NewGauge(prometheus.GaugeOpts{
+			Name: "tocsin_bucket_partial_blocks",
+			Help: "Blocks in the bucket without a readable meta.json: uploads that were cut off, or garbage.",
+		}),
+	}
+	c.age = own.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tocsin_bucket_last_look_timestamp_seconds",
+		Help: "When the blocks of the bucket were last listed without an error, 0 for never.",
+	}, func() float64 {
+		if v, err := c.last(); err == nil {
+			return float64(v.at.UnixMilli()) / 1000
+		}
+		return 0
+	})
+	return c
+}
+
+// run looks again and again. What fails is tried again at the next look.
+func (c *catalogue) run(ctx context.Context) error {
+	every := min(lookEvery, max(time.Second, c.b.o.Window/12))
+	for {
+		if _, err := c.look(ctx); err != nil && ctx.Err() == nil {
+			c.b.logger.Warn("cannot list the bucket; it is tried again", "every", every, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(every):
+		}
+	}
+}
+
+// look lists the bucket now.
+func (c *catalogue) look(ctx context.Context) (*view, error) {
+	metas, partial, err := c.fetcher.Fetch(ctx)
+	if err != nil {
+		err = fmt.Errorf("list the blocks of the bucket: %w", err)
+		c.mtx.Lock()
+		c.err = err
+		c.mtx.Unlock()
+		return nil, err
+	}
+	v := &view{at: time.Now(), blocks: metas, partial: partial, covered: covered(metas, c.b.shared(), c.b.o.Window)}
+	c.blocks.Set(float64(len(metas)))
+	c.partial.Set(float64(len(partial)))
+	c.mtx.Lock()
+	c.view, c.err = v, nil
+	c.mtx.Unlock()
+	return v, nil
+}
+
+// last is what the last look that did not fail saw.
+func (c *catalogue) last() (*view, error) {
+	c.mtx.Lock()
+	defer c.mtx.Unlock()
+	switch {
+	case c.view != nil:
+		return c.view, nil
+	case c.err != nil:
+		return nil, c.err
+	}
+	return nil, errNotLooked
+}
+
+// covered reads the windows off the sources of our blocks.
+func covered(metas map[ulid.ULID]*metadata.Meta, shared labels.Labels, length time.Duration) map[int64]bool {
+	windows := map[int64]bool{}
+	for _, m := range metas {
+		if m.Thanos.Downsample.Resolution != 0 || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
+			continue
+		}
+		for _, source := range m.Compaction.Sources {
+			if start, whole, ok := nameWindow(source, length); ok {
+				windows[start] = windows[start] || whole
+			}
+		}
+	}
+	return windows
+}
+
+// Covered tells whether all windows that [mint, maxt), in Unix milliseconds, touches are in the bucket, whole. Without a look at the
+// bucket nothing is.
+func (b *Bucket) Covered(mint, maxt int64) bool {
+	v, err := b.catalogue.last()
+	if err != nil {
+		return false
+	}
+	length := b.o.Window.Milliseconds()
+	for start := mint - mint%length; start < maxt; start += length {
+		if !v.covered[start] {
+			return false
+		}
+	}
+	return true
+}
