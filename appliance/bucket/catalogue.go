@@ -154,6 +154,13 @@ func (c *catalogue) trusted(id ulid.ULID) bool {
 	return !bad
 }
 
+// problem is why the last look failed, nil if it did not.
+func (c *catalogue) problem() error {
+	c.mtx.Lock()
+	defer c.mtx.Unlock()
+	return c.err
+}
+
 // last is what the last look that did not fail saw.
 func (c *catalogue) last() (*view, error) {
 	c.mtx.Lock()

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +25,9 @@ type LocalBlock struct {
 	// Dir is its folder. The TSDB removes it when the block is compacted or too old.
 	Dir string
 }
+
+// Window is how long the smallest block is.
+func (s *Store) Window() time.Duration { return s.opts.MinBlockDuration }
 
 // Blocks are the blocks that are loaded, oldest first.
 func (s *Store) Blocks() ([]LocalBlock, error) {
