@@ -481,7 +481,7 @@ func (h *Heal) catchUp(ctx context.Context, g store.Gap, i store.Interval) {
 	if g.Cause == store.CauseNew {
 		return // It would be evaluated for as long as data are kept, and the others did.
 	}
-	if err := h.evaluate(ctx, nil, i); err != nil && ctx.Err() == nil {
+	if err := h.evaluate(ctx, nil, g, i); err != nil && ctx.Err() == nil {
 		h.logger.Warn("recording rules could not be evaluated after the fact", "err", err)
 	}
 }

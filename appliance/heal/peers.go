@@ -126,7 +126,16 @@ func (p *Peers) pieces(ctx context.Context, i store.Interval) ([]piece, annotati
 		case allThere && piece.To <= oldest:
 			// Nobody was there yet.
 		default:
-			warnings.Add(missing(piece.Interval, errors.New("no replica that can be reached has them")))
+			warnings.Add(missing(piece.Interval, errors.New("no replica that can be reached has all of them")))
+			// The better part of them may be had all the same.
+			for _, who := range peers {
+				if who.ready && who.oldest < piece.To {
+					piece.peers = append(piece.peers, who)
+				}
+			}
+			if len(piece.peers) > 0 {
+				pieces = append(pieces, piece)
+			}
 		}
 	}
 	return pieces, warnings

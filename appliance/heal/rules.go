@@ -59,7 +59,7 @@ func (h *Heal) fillRules(ctx context.Context, g store.Gap) error {
 				}
 				break
 			}
-			if err := h.evaluate(ctx, group, p.Interval); err != nil {
+			if err := h.evaluate(ctx, group, g, p.Interval); err != nil {
 				return err
 			}
 			if err := h.opts.Ledger.Filled(g.ID, fill); err != nil {
@@ -68,6 +68,22 @@ func (h *Heal) fillRules(ctx context.Context, g store.Gap) error {
 		}
 	}
 	return nil
+}
+
+// evaluable is where rules can be evaluated once a part of a gap is filled. Close to what is still missing they cannot: others
+// may have evaluated them there at other times, and their samples would have to keep away from ours. Close to what was filled
+// before they can now.
+func evaluable(part, gap store.Interval, missing []store.Interval, margin int64) store.Interval {
+	i := store.Interval{From: max(gap.From, part.From-margin), To: min(gap.To, part.To+margin)}
+	for _, m := range missing {
+		if m.From < part.From && part.From <= m.To {
+			i.From = part.From + margin
+		}
+		if part.To < m.To && m.From <= part.To {
+			i.To = part.To - margin
+		}
+	}
+	return i
 }
 
 func (h *Heal) group(name labels.Labels) *rules.Group {
@@ -117,16 +133,26 @@ func (h *Heal) takeRules(ctx context.Context, who peer, group *rules.Group, i st
 	return sum, nil
 }
 
-// evaluate evaluates recording rules at the times of an interval at which they were not, on this replica's own data: of
+// evaluate evaluates recording rules at the times of a part of a gap at which they were not, on this replica's own data: of
 // one group, or of all. A group's times follow from its name, so that they are the same on all replicas. Alerting rules
 // are left alone: nobody is to be paged for the past.
-func (h *Heal) evaluate(ctx context.Context, only *rules.Group, i store.Interval) error {
+func (h *Heal) evaluate(ctx context.Context, only *rules.Group, gap store.Gap, part store.Interval) error {
+	missing := []store.Interval{gap.Interval}
+	for _, now := range h.opts.Ledger.Open() {
+		if now.ID == gap.ID {
+			missing = now.Missing
+		}
+	}
 	groups := []*rules.Group{only}
 	if only == nil {
 		groups = h.opts.Groups()
 	}
 	for _, g := range groups {
 		if g == nil || g.Interval() <= 0 {
+			continue
+		}
+		i := evaluable(part, gap.Interval, missing, 2*g.Interval().Milliseconds())
+		if i.Empty() {
 			continue
 		}
 		for _, r := range g.Rules() {

@@ -1,10 +1,12 @@
 package heal
 
 import (
+	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -97,7 +99,7 @@ func TestRulesAreEvaluatedAfterTheFact(t *testing.T) {
 	in := store.Interval{From: w.start + 38*w.every, To: w.start + 61*w.every}
 	checkRecorded(t, a, w, groups[0], in)
 	before := a.samples(anything())
-	require.NoError(t, a.evaluate(t.Context(), nil, in))
+	require.NoError(t, a.evaluate(t.Context(), nil, store.Gap{Interval: in}, in))
 	require.Equal(t, before, a.samples(anything()))
 }
 
@@ -118,4 +120,79 @@ func TestAMissedEvaluationIsMadeUpFor(t *testing.T) {
 	a.fill(t.Context(), store.GapRules)
 	require.Empty(t, a.ledger.Open())
 	checkRecorded(t, a, w, groups[0], in)
+}
+
+// TestEvaluationsKeepAwayFromWhatIsMissing fills a gap in two parts, whatever their order: in neither of them rules are evaluated
+// where the other replica's evaluations, at other times than ours would have been, come with the other part.
+func TestEvaluationsKeepAwayFromWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	for _, newestFirst := range []bool{false, true} {
+		groups := groupsOf(t, recording)
+		a, w := sparse(t, trialOptions{groups: groups})
+		b := newTrial(t, "b", trialOptions{seeds: []string{a.address()}})
+		w.play(b, 0)
+		// The other replica's evaluations are a little after ours, or a little before, and the cut is in between.
+		after := w.every / 10
+		if newestFirst {
+			after = -after
+		}
+		first := groups[0].EvalTimestamp(w.start * 1e6).UnixMilli()
+		series := labels.FromStrings("__name__", "all:requests", "kind", "sum")
+		for slot := range w.slots {
+			b.write(first+int64(slot+1)*w.every+after, point{labels: series, v: float64(slot)})
+		}
+		require.Len(t, a.ledger.Open(), 1)
+		in := a.ledger.Open()[0].Interval
+		b.begin()
+		var peers []peer
+		eventually(t, func() error {
+			if peers, _ = a.ask.coverages(t.Context(), everything()); len(peers) != 1 || !peers[0].ready {
+				return fmt.Errorf("b is not ready: %v", peers)
+			}
+			return nil
+		})
+		cutAt := first + 50*w.every + after/2
+		parts := []store.Interval{{From: in.From, To: cutAt}, {From: cutAt - 1, To: in.To}}
+		if newestFirst {
+			slices.Reverse(parts)
+		}
+		for _, part := range parts {
+			g := a.ledger.Open()[0]
+			run := a.Heal.begin(g, []piece{{part, peers}})
+			require.NoError(t, a.fillPiece(t.Context(), g, piece{part, peers}, peers, run))
+			a.finish(run)
+		}
+		require.Empty(t, a.ledger.Open())
+		ours, theirs := map[int64]string{}, map[int64]string{}
+		// Before the first of theirs there may be one of our own.
+		in.From += 2 * w.every
+		for x, within := range map[*trial]map[int64]string{a: ours, b: theirs} {
+			for at, v := range x.samples(named("all:requests"))[series.String()] {
+				if in.Contains(at) {
+					within[at] = v
+				}
+			}
+		}
+		require.Greater(t, len(theirs), 15)
+		require.Equal(t, theirs, ours, "newest first: %t", newestFirst)
+	}
+}
+
+// TestEvaluable holds where rules can be evaluated.
+func TestEvaluable(t *testing.T) {
+	t.Parallel()
+	gap := store.Interval{From: 0, To: 1000}
+	for _, c := range []struct {
+		part, want store.Interval
+		missing    []store.Interval
+	}{
+		{part: gap, want: gap, missing: []store.Interval{gap}},
+		{part: store.Interval{From: 0, To: 500}, want: store.Interval{From: 0, To: 470}, missing: []store.Interval{gap}},
+		{part: store.Interval{From: 499, To: 1000}, want: store.Interval{From: 529, To: 1000}, missing: []store.Interval{gap}},
+		{part: store.Interval{From: 499, To: 1000}, want: store.Interval{From: 469, To: 1000}, missing: []store.Interval{{From: 499, To: 1000}}},
+		{part: store.Interval{From: 300, To: 500}, want: store.Interval{From: 330, To: 530}, missing: []store.Interval{{From: 0, To: 500}}},
+		{part: store.Interval{From: 300, To: 340}, want: store.Interval{From: 330, To: 310}, missing: []store.Interval{gap}},
+	} {
+		require.Equal(t, c.want, evaluable(c.part, gap, c.missing, 30))
+	}
 }

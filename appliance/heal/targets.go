@@ -122,13 +122,7 @@ type selection struct {
 
 // skip leaves out what belongs to none of the targets.
 func (s *selection) skip(series labels.Labels) bool {
-	return !slices.ContainsFunc(s.targets, func(match labels.Labels) bool { return has(series, match) })
-}
-
-func has(series, match labels.Labels) bool {
-	all := true
-	match.Range(func(l labels.Label) { all = all && series.Get(l.Name) == l.Value })
-	return all
+	return !slices.ContainsFunc(s.targets, func(match labels.Labels) bool { return store.HasLabels(series, match) })
 }
 
 // request asks for the series of the targets, and for not much else: for each label that all of them have, their

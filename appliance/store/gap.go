@@ -133,11 +133,14 @@ func (m *Missing) Concerns(series labels.Labels) bool {
 	if m.Kind == GapTarget && IsHealth(series.Get(model.MetricNameLabel)) {
 		return false
 	}
-	concerned := true
-	m.Match.Range(func(l labels.Label) {
-		concerned = concerned && series.Get(l.Name) == l.Value
-	})
-	return concerned
+	return HasLabels(series, m.Match)
+}
+
+// HasLabels tells whether a series has all the labels of another set, with the same values.
+func HasLabels(series, match labels.Labels) bool {
+	all := true
+	match.Range(func(l labels.Label) { all = all && series.Get(l.Name) == l.Value })
+	return all
 }
 
 // IsHealth tells whether a series says how a scrape went, as this replica's zone saw it, and not what was scraped.

@@ -17,8 +17,6 @@ const (
 	upName = "up"
 	// suspectLookBack is how long before the time of interest the last success and the scrape interval are looked for.
 	suspectLookBack = 10 * time.Minute
-	// suspectFailures is how many failed scrapes are remembered of one suspect.
-	suspectFailures = 10_000
 	// suspectNeighbours is how many distances on each side of a hole tell the scrape interval.
 	suspectNeighbours = 4
 )
@@ -33,9 +31,6 @@ type Suspect struct {
 	Interval
 	// Every is the target's scrape interval, in milliseconds, as the samples around show it.
 	Every int64
-	// Failed are the times of the failed scrapes in between, in Unix milliseconds, where the target's series have
-	// staleness markers: the first 10,000 of them.
-	Failed []int64
 }
 
 // Lasting tells whether the target is still not scraped.
@@ -136,11 +131,6 @@ func suspectsOf(samples []upSample, now int64) (found []Suspect, unsure bool) {
 		if since == -1 {
 			s.From--
 			unsure = len(found) == 0
-		}
-		for _, f := range samples[begin:min(upto, len(samples))] {
-			if !f.up && !f.stale && len(s.Failed) < suspectFailures {
-				s.Failed = append(s.Failed, f.t)
-			}
 		}
 		found = append(found, s)
 	}

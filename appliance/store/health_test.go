@@ -31,8 +31,8 @@ func upLine(line string, begin int64) (samples []upSample) {
 func TestSuspectsOfOneTarget(t *testing.T) {
 	const e, b = 15_000, 1_000_000
 	at := func(i int64) int64 { return b + i*e }
-	suspect := func(from, to int64, failed ...int64) Suspect {
-		return Suspect{Interval: Interval{from, to}, Every: e, Failed: failed}
+	suspect := func(from, to int64) Suspect {
+		return Suspect{Interval: Interval{from, to}, Every: e}
 	}
 	for _, c := range []struct {
 		name, line string
@@ -41,33 +41,33 @@ func TestSuspectsOfOneTarget(t *testing.T) {
 		unsure     bool
 	}{
 		{name: "healthy", line: "1111111111"},
-		{name: "one failed scrape", line: "1110111", want: []Suspect{suspect(at(2), at(4), at(3))}},
+		{name: "one failed scrape", line: "1110111", want: []Suspect{suspect(at(2), at(4))}},
 		{name: "a hole", line: "111   111", want: []Suspect{suspect(at(2), at(6))}},
-		{name: "zeros and a hole", line: "1110 0111", want: []Suspect{suspect(at(2), at(6), at(3), at(5))}},
-		{name: "still failing", line: "11100", want: []Suspect{suspect(at(2), Lasts, at(3), at(4))}},
+		{name: "zeros and a hole", line: "1110 0111", want: []Suspect{suspect(at(2), at(6))}},
+		{name: "still failing", line: "11100", want: []Suspect{suspect(at(2), Lasts)}},
 		{name: "failed a moment ago", line: "1110", now: at(3) + 1000},
-		{name: "failed for longer", line: "1110", now: at(3) + e/2 + 1, want: []Suspect{suspect(at(2), Lasts, at(3))}},
+		{name: "failed for longer", line: "1110", now: at(3) + e/2 + 1, want: []Suspect{suspect(at(2), Lasts)}},
 		{name: "a slow scrape goes on", line: "111", now: at(4)},
 		{name: "no scrape any more", line: "111", now: at(4) + 1001, want: []Suspect{suspect(at(2), Lasts)}},
 		{name: "two", line: "110110011", want: []Suspect{
-			suspect(at(1), at(3), at(2)),
-			suspect(at(4), at(7), at(5), at(6)),
+			suspect(at(1), at(3)),
+			suspect(at(4), at(7)),
 		}},
 		{name: "removed while healthy", line: "111x", now: at(50)},
 		{name: "removed while failing", line: "11100x", now: at(50), want: []Suspect{
-			suspect(at(2), at(5)-13_000, at(3), at(4)),
+			suspect(at(2), at(5)-13_000),
 		}},
 		{name: "removed after a hole", line: "111    x", now: at(50), want: []Suspect{suspect(at(2), at(7)-13_000)}},
 		{name: "removed and back", line: "111x      111"},
 		{name: "removed and back, and not up at first", line: "111x      00111"},
 		{name: "not up at first", line: "00011", unsure: true, want: []Suspect{
-			suspect(at(0)-1, at(3), at(0), at(1), at(2)),
+			suspect(at(0)-1, at(3)),
 		}},
 		{name: "never up", line: "0000", unsure: true, want: []Suspect{
-			suspect(at(0)-1, Lasts, at(0), at(1), at(2), at(3)),
+			suspect(at(0)-1, Lasts),
 		}},
 		{name: "never up and removed", line: "000x", now: at(50), unsure: true, want: []Suspect{
-			suspect(at(0)-1, at(3)-13_000, at(0), at(1), at(2)),
+			suspect(at(0)-1, at(3)-13_000),
 		}},
 		{name: "seen once", line: "1", now: at(50)},
 		// The interval is another one from here on: that is a hole at its first sample or two, not ever after.
@@ -87,17 +87,6 @@ func TestSuspectsOfOneTarget(t *testing.T) {
 				t.Errorf("got  %+v, unsure %v\nwant %+v, unsure %v", got, unsure, c.want, c.unsure)
 			}
 		})
-	}
-}
-
-func TestSuspectFailuresAreBounded(t *testing.T) {
-	line := make([]byte, 30_000)
-	for i := range line {
-		line[i] = '0'
-	}
-	got, _ := suspectsOf(upLine("1"+string(line)+"1", 0), 1<<40)
-	if len(got) != 2 || len(got[0].Failed) != suspectFailures || got[0].To != 30_001*15_000 {
-		t.Errorf("got %d suspects", len(got))
 	}
 }
 

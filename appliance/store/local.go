@@ -21,6 +21,7 @@ type local struct {
 	stats           *tsdb.DBStats
 	startTimeMargin int64 // ms
 	open            atomic.Int64
+	deletions       deletions
 }
 
 var _ storage.Storage = (*local)(nil)
@@ -35,7 +36,10 @@ func (l *local) Querier(mint, maxt int64) (storage.Querier, error) {
 		return nil, err
 	}
 	l.open.Add(1)
-	return &countedQuerier{Querier: q, open: &l.open}, nil
+	if !l.deletions.mayCut() {
+		return &countedQuerier{Querier: uncut{q, mint, maxt}, open: &l.open}, nil
+	}
+	return &countedQuerier{Querier: q, open: &l.open, cuts: &l.deletions}, nil
 }
 
 func (l *local) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
@@ -48,7 +52,10 @@ func (l *local) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
 		return nil, err
 	}
 	l.open.Add(1)
-	return &countedChunkQuerier{ChunkQuerier: q, open: &l.open}, nil
+	if !l.deletions.mayCut() {
+		return &countedChunkQuerier{ChunkQuerier: uncutChunks{q, mint, maxt}, open: &l.open}, nil
+	}
+	return &countedChunkQuerier{ChunkQuerier: q, open: &l.open, cuts: &l.deletions}, nil
 }
 
 func (l *local) Appender(ctx context.Context) storage.Appender {
@@ -81,12 +88,17 @@ func (*local) Close() error { return nil }
 type countedQuerier struct {
 	storage.Querier
 	open   *atomic.Int64
+	cuts   *deletions // nil: it does not let the TSDB cut.
 	closed atomic.Bool
 }
 
 func (q *countedQuerier) Close() error {
-	if q.closed.CompareAndSwap(false, true) {
-		q.open.Add(-1)
+	if !q.closed.CompareAndSwap(false, true) {
+		return q.Querier.Close()
+	}
+	defer q.open.Add(-1)
+	if q.cuts != nil {
+		defer q.cuts.cut()
 	}
 	return q.Querier.Close()
 }
@@ -94,12 +106,17 @@ func (q *countedQuerier) Close() error {
 type countedChunkQuerier struct {
 	storage.ChunkQuerier
 	open   *atomic.Int64
+	cuts   *deletions // nil: it does not let the TSDB cut.
 	closed atomic.Bool
 }
 
 func (q *countedChunkQuerier) Close() error {
-	if q.closed.CompareAndSwap(false, true) {
-		q.open.Add(-1)
+	if !q.closed.CompareAndSwap(false, true) {
+		return q.ChunkQuerier.Close()
+	}
+	defer q.open.Add(-1)
+	if q.cuts != nil {
+		defer q.cuts.cut()
 	}
 	return q.ChunkQuerier.Close()
 }
@@ -155,11 +172,14 @@ func (s *Store) CleanTombstones() error {
 	return db.CleanTombstones()
 }
 
-// Delete marks the samples of matching series in [mint, maxt] as deleted.
+// Delete marks the samples of matching series in [mint, maxt] as deleted. It waits for queries that run.
 func (s *Store) Delete(ctx context.Context, mint, maxt int64, ms ...*labels.Matcher) error {
 	db := s.local.db.Load()
 	if db == nil {
 		return tsdb.ErrNotReady
+	}
+	if err := s.local.deletions.begin(ctx); err != nil {
+		return err
 	}
 	return db.Delete(ctx, mint, maxt, ms...)
 }

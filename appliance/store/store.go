@@ -380,6 +380,9 @@ func (s *Store) publish(db *tsdb.DB) error {
 	if err := db.ApplyConfig(s.settings.upstream(s.openedWith)); err != nil {
 		return errors.Join(fmt.Errorf("apply storage settings: %w", err), db.Close())
 	}
+	if err := s.local.deletions.find(db); err != nil {
+		return errors.Join(err, db.Close())
+	}
 	db.SetWriteNotified(s.remote)
 	registerHeadMetrics(s.opts.Registerer, db)
 	s.local.db.Store(db)

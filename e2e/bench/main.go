@@ -47,12 +47,13 @@ type options struct {
 	thanos   string
 	notify   notifyOptions
 	heal     healOptions
+	rolling  rollingOptions
 	query    queryOptions
 	snapshot snapshotOptions
 }
 
 // scenarioNames are all that there are; those of them that compare clusters are only run when they are named.
-var scenarioNames = []string{"idle", "start", "scrape", "replay", "notify", "heal", "query", "snapshot"}
+var scenarioNames = []string{"idle", "start", "scrape", "replay", "notify", "heal", "rolling", "query", "snapshot"}
 
 // bench is one run: the options, where to print, the directory that everything lies in.
 type bench struct {
@@ -102,6 +103,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.BoolVar(&o.keep, "keep", false, "keep the directory; it is kept anyway when something goes wrong")
 	parts, replicas := o.notify.flags(f)
 	o.heal.flags(f)
+	o.rolling.flags(f)
 	sides := o.query.flags(f)
 	o.snapshot.flags(f)
 	f.StringVar(&o.profiles, "profiles", "", "after the measured window, write a CPU profile of a minute and a heap profile of both sides into this directory")
@@ -120,10 +122,11 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		o.pgoProfileLength = 5 * time.Second
 		o.notify.shorten(replicas)
 		o.heal.shorten()
+		o.rolling.shorten()
 		o.query.shorten()
 		o.snapshot.shorten()
 	}
-	if err := errors.Join(o.heal.check(), o.query.check(*sides), o.snapshot.check()); err != nil {
+	if err := errors.Join(o.heal.check(), o.rolling.check(), o.query.check(*sides), o.snapshot.check()); err != nil {
 		return o, err
 	}
 	if err := o.notify.check(*parts, *replicas); err != nil {
@@ -180,7 +183,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	for _, s := range b.scenarios {
 		run := map[string]func(context.Context) error{
 			"idle": b.runIdle, "start": b.runStart, "scrape": b.runScrape, "replay": b.runReplay, "notify": b.runNotify,
-			"heal": b.runHeal, "query": b.runQuery, "snapshot": b.runSnapshot,
+			"heal": b.runHeal, "rolling": b.runRolling, "query": b.runQuery, "snapshot": b.runSnapshot,
 		}[s]
 		if err := run(ctx); err != nil {
 			return fmt.Errorf("scenario %s: %w", s, err)
@@ -218,7 +221,7 @@ func (b *bench) findBinaries() error {
 
 // needsAlertmanager tells whether a scenario has the whole stock stack.
 func (o *options) needsAlertmanager() bool {
-	return slices.ContainsFunc(o.scenarios, func(s string) bool { return !slices.Contains([]string{"heal", "query", "snapshot"}, s) })
+	return slices.ContainsFunc(o.scenarios, func(s string) bool { return !slices.Contains([]string{"heal", "rolling", "query", "snapshot"}, s) })
 }
 
 // header tells the machine and the versions: a ratio without them cannot be compared later.
