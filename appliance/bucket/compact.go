@@ -265,7 +265,7 @@ func newCompactor(b *Bucket) (*compactor, error) {
 	ranges := compactRanges(window)
 	// The store's own compactor has these metrics on the registry; the run's context comes with the populator.
 	tsdbCompactor, err := tsdb.NewLeveledCompactor(context.Background(), nil, slog.New(demoted{b.logger.Handler()}), ranges,
-		downsample.NewPool(), dedup.NewChunkSeriesMerger())
+		downsample.NewPool(), checked(dedup.NewChunkSeriesMerger()))
 	if err != nil {
 		return nil, fmt.Errorf("prepare compaction: %w", err)
 	}
@@ -700,6 +700,42 @@ type countingWriter struct {
 func (w countingWriter) AddSeries(ref storage.SeriesRef, l labels.Labels, chks ...chunks.Meta) error {
 	w.j.series.Add(1)
 	return w.IndexWriter.AddSeries(ref, l, chks...)
+}
+
+// checked makes a merger fail when one of the series that it merges cannot be read. Thanos's goes on without it, and compaction
+// would then delete the only block that has what could not be read.
+func checked(merge storage.VerticalChunkSeriesMergeFunc) storage.VerticalChunkSeriesMergeFunc {
+	return func(series ...storage.ChunkSeries) storage.ChunkSeries {
+		var read []chunks.Iterator
+		remembered := make([]storage.ChunkSeries, len(series))
+		for i, s := range series {
+			remembered[i] = &storage.ChunkSeriesEntry{Lset: s.Labels(), ChunkIteratorFn: func(it chunks.Iterator) chunks.Iterator {
+				it = s.Iterator(it)
+				read = append(read, it)
+				return it
+			}}
+		}
+		merged := merge(remembered...)
+		return &storage.ChunkSeriesEntry{Lset: merged.Labels(), ChunkIteratorFn: func(chunks.Iterator) chunks.Iterator {
+			read = nil
+			return &checkedIterator{merged.Iterator(nil), &read}
+		}}
+	}
+}
+
+// checkedIterator has the errors of all that it reads.
+type checkedIterator struct {
+	chunks.Iterator
+	read *[]chunks.Iterator
+}
+
+// Err implements chunks.Iterator.
+func (it *checkedIterator) Err() error {
+	err := it.Iterator.Err()
+	for _, r := range *it.read {
+		err = errors.Join(err, r.Err())
+	}
+	return err
 }
 
 // begin says that a piece of work goes on from now.

@@ -1,11 +1,14 @@
 package bucket
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -579,12 +582,13 @@ func TestBrokenBlockIsQuarantinedAndTheRestGoesOn(t *testing.T) {
 	}
 }
 
-// outOfOrder uploads a block, the chunks of which are in the wrong order.
+// outOfOrder uploads a block with chunks in the wrong order. No writer makes one, so it changes the index of one that is right.
 func (w *compactBench) outOfOrder(id ulid.ULID, mint, maxt int64) {
 	w.t.Helper()
+	const gap = 12_345
 	dir := filepath.Join(w.t.TempDir(), id.String())
 	var chks []chunks.Meta
-	for _, from := range []int64{mint, mint + 30_000} {
+	for _, from := range []int64{mint, mint + 15_000 + gap} {
 		chk := chunkenc.NewXORChunk()
 		app, err := chk.Appender()
 		if err != nil {
@@ -599,22 +603,41 @@ func (w *compactBench) outOfOrder(id ulid.ULID, mint, maxt int64) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	indexw, err := index.NewWriter(w.t.Context(), filepath.Join(dir, "index"))
+	name := filepath.Join(dir, "index")
+	indexw, err := index.NewWriter(w.t.Context(), name)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	slices.Reverse(chks)
 	err = errors.Join(chunkw.WriteChunks(chks...), chunkw.Close(), indexw.AddSymbol("__name__"), indexw.AddSymbol("metric"),
 		indexw.AddSeries(1, labels.FromStrings("__name__", "metric"), chks...), indexw.Close())
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	toc, err := index.NewTOCFromByteSlice(realBytes(data))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	start := (toc.Series + 15) / 16 * 16
+	length, n := binary.Uvarint(data[start:])
+	entry := data[start+uint64(n):]
+	at := bytes.Index(entry[:length], binary.AppendUvarint(nil, gap))
+	copy(entry[at:], []byte{0x80, 0}) // No gap: the second begins where the first ends.
+	binary.BigEndian.PutUint32(entry[length:], crc32.Checksum(entry[:length], crc32.MakeTable(crc32.Castagnoli)))
 	meta := &metadata.Meta{BlockMeta: tsdb.BlockMeta{ULID: id, Version: 1, MinTime: mint, MaxTime: maxt}}
-	if err := meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, dir); err != nil {
+	if err := errors.Join(os.WriteFile(name, data, 0o600), meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, dir)); err != nil {
 		w.t.Fatal(err)
 	}
 	w.upload(dir, id, w.external("a"), mint, maxt)
 }
+
+type realBytes []byte
+
+func (b realBytes) Len() int                    { return len(b) }
+func (b realBytes) Range(start, end int) []byte { return b[start:end] }
 
 func TestWindowThatWasNotWholeWaitsForOneThatIs(t *testing.T) {
 	w := newCompactBench(t)

@@ -119,7 +119,11 @@ func (c *compactor) downsampleBlock(ctx context.Context, key string, m *metadata
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		if rmErr := os.RemoveAll(dir); err == nil {
+			err = rmErr
+		}
+	}()
 	source := filepath.Join(dir, m.ULID.String())
 	if err := block.Download(ctx, c.kit, c.b.bkt, m.ULID, source, objstore.WithFetchConcurrency(fileConcurrency)); err != nil {
 		return compact.NewRetryError(fmt.Errorf("download block %s: %w", m.ULID, err))
@@ -207,7 +211,7 @@ func (c *compactor) retain(ctx context.Context) error {
 func (c *compactor) cleanPartial(ctx context.Context, deleted map[ulid.ULID]*metadata.DeletionMark) {
 	foreign := map[ulid.ULID]error{}
 	for id, err := range c.syncer.Partial() {
-		if !errors.Is(err, block.ErrorSyncMetaNotFound) {
+		if errors.Is(err, block.ErrorSyncMetaCorrupted) {
 			continue
 		}
 		if _, _, ours := nameWindow(id, c.b.o.Window); !ours {
