@@ -742,7 +742,7 @@ func (it *checkedIterator) Err() error {
 func (c *compactor) begin(key, phase string, plan []*metadata.Meta) *job {
 	j := &job{key: key, phase: phase, began: time.Now(), plan: plan, broken: map[ulid.ULID]error{}}
 	for _, m := range plan {
-		j.bytes += blockBytes(m)
+		j.bytes += metaBytes(m)
 		j.total += m.Stats.NumSeries
 	}
 	c.mtx.Lock()
@@ -778,7 +778,7 @@ func (c *compactor) end(err error) *job {
 	}
 	var bytes int64
 	for _, m := range j.results {
-		bytes += blockBytes(m)
+		bytes += metaBytes(m)
 	}
 	c.logger.Info("compaction done", "work", j.key, "blocks_in", len(j.plan), "bytes_in", j.bytes, "blocks_out", len(j.results), "bytes_out", bytes,
 		"took", time.Since(j.began).Round(time.Millisecond))
@@ -792,7 +792,7 @@ func (c *compactor) drop() {
 	c.mtx.Unlock()
 }
 
-func blockBytes(m *metadata.Meta) (bytes int64) {
+func metaBytes(m *metadata.Meta) (bytes int64) {
 	for _, f := range m.Thanos.Files {
 		bytes += max(0, f.SizeBytes)
 	}

@@ -134,7 +134,7 @@ func (c *compactor) findBroken(ctx context.Context, j *job) error {
 
 // verify downloads a block and reads all of it. It is asked only after a failure: it costs as much as a compaction.
 func (c *compactor) verify(ctx context.Context, m *metadata.Meta) (broken, err error) {
-	if err := c.room(blockBytes(m)); err != nil {
+	if err := c.room(metaBytes(m)); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(c.dir, "verify", m.ULID.String())
