@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -89,6 +90,9 @@ type Bucket struct {
 	metas     *block.BaseFetcher
 	catalogue *catalogue
 	uploader  *uploader
+	compactor *compactor
+	// retention is the one of the configuration in force.
+	retention atomic.Pointer[config.BucketRetention]
 }
 
 // New makes the client. It does not ask the bucket anything: that may be away.
@@ -111,6 +115,10 @@ func New(o Options) (*Bucket, error) {
 	}
 	b.catalogue = newCatalogue(b, reg)
 	b.uploader = newUploader(b)
+	b.retention.Store(&o.Config.Bucket.Retention)
+	if b.compactor, err = newCompactor(b); err != nil {
+		return nil, err
+	}
 	return b, nil
 }
 
@@ -119,6 +127,7 @@ func (b *Bucket) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.catalogue.run(ctx) })
 	g.Go(func() error { return b.uploader.run(ctx) })
+	g.Go(func() error { return b.compactor.run(ctx) })
 	return g.Wait()
 }
 
@@ -127,7 +136,14 @@ func (b *Bucket) Prepare(cfg *config.Config) (apply func() error, err error) {
 	if cfg.Bucket == nil {
 		return nil, errors.New("the bucket section is gone, which needs a restart")
 	}
-	return b.client.prepare(b.kit, cfg.Bucket)
+	use, err := b.client.prepare(b.kit, cfg.Bucket)
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		b.retention.Store(&cfg.Bucket.Retention)
+		return use()
+	}, nil
 }
 
 // Close ends what New began.

@@ -8,6 +8,9 @@ import (
 	"github.com/go-kit/log" //nolint:depguard // What Thanos's and objstore's packages take.
 )
 
+// kitLog is what callbacks from Thanos's packages are given.
+type kitLog = log.Logger
+
 // kitLogger hands the lines of Thanos's packages to slog.
 type kitLogger struct{ to *slog.Logger }
 
