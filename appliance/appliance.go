@@ -28,6 +28,7 @@ import (
 	v1 "github.com/prometheus/prometheus/web/api/v1"
 
 	"github.com/tocsin-io/tocsin/appliance/alert"
+	"github.com/tocsin-io/tocsin/appliance/bucket"
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/evaluate"
 	"github.com/tocsin-io/tocsin/appliance/federate"
@@ -58,7 +59,9 @@ type Appliance struct {
 	cleanup []teardown
 
 	web      *web.Web
-	mesh     *mesh.Mesh // nil without a cluster section
+	mesh     *mesh.Mesh      // nil without a cluster section
+	objects  *bucket.Objects // nil without a bucket section
+	source   *bucket.Source  // nil without a config_from section
 	store    *store.Store
 	ledger   *store.Ledger
 	heal     *heal.Heal
@@ -143,6 +146,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	o.HostMetrics = late(func() http.Handler { return a.scrape.HostMetrics() })
 	o.Cluster = late(a.cluster)
 	o.Gaps = late(func() http.Handler { return a.heal.Handler() })
+	o.Config = late(a.configStatus)
 	o.Reload, o.Ready, o.Status = a.Reload, a.Ready, a.status
 	o.Version = web.Version(opts.Version.api())
 	if opts.EnableQuit {
@@ -158,7 +162,7 @@ func New(opts Options) (_ *Appliance, err error) {
 		return nil, err
 	}
 
-	cfg, err := opts.load(a.self)
+	cfg, err := a.firstConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -230,6 +234,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	co := opts.Scrape
 	co.Logger, co.Registerer, co.SDMetrics = a.component("scrape"), opts.Registry, sd
 	co.Appendable = a.store.Scrapes()
+	if a.objects != nil { // An interface that holds a nil pointer is not nil.
+		co.Bucket, co.BucketDir = a.objects, filepath.Join(opts.StoragePath, "targets")
+	}
 	if a.scrape, err = scrape.New(co); err != nil {
 		return nil, err
 	}
