@@ -348,7 +348,7 @@ func (a *Appliance) selfFor(prefix string) (config.Self, error) {
 		return config.Self{}, err
 	}
 	u := url.URL{Host: address}
-	return config.Self{Address: address, RoutePrefix: prefix, Instance: a.host + ":" + u.Port()}, nil
+	return config.Self{Address: address, RoutePrefix: prefix, Instance: a.host + ":" + u.Port(), StoragePath: a.opts.StoragePath}, nil
 }
 
 // limitMemory has the runtime collect garbage harder before the machine or its cgroup runs out, as upstream's main

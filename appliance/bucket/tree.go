@@ -127,8 +127,8 @@ func (m *manifest) differs(digests map[string]string) string {
 // listing is what is below a prefix: names without the prefix, and the times of the objects where the provider lists them.
 type listing map[string]time.Time
 
-// hidden says of a name that it is nobody's configuration: ours, or what editors and version control leave.
-func hidden(name string) bool {
+// ignored says of a name that it is nobody's configuration: ours, or what editors and version control leave.
+func ignored(name string) bool {
 	return strings.HasPrefix(name, ".") || strings.Contains(name, "/.")
 }
 
@@ -146,7 +146,7 @@ func list(ctx context.Context, bkt objstore.BucketReader, prefix string) (listin
 		err := bkt.IterWithAttributes(ctx, folder, func(a objstore.IterObjectAttributes) error {
 			name, below := strings.CutPrefix(a.Name, prefix)
 			switch {
-			case !below || name == "" || a.Name == folder+"/" || hidden(name) && name != manifestName:
+			case !below || name == "" || a.Name == folder+"/" || ignored(name) && name != manifestName:
 				return nil
 			case strings.HasSuffix(name, "/"):
 				folders = append(folders, strings.TrimSuffix(a.Name, "/"))
@@ -277,7 +277,7 @@ func readDir(dir string) (tree, error) {
 			return err
 		}
 		name := filepath.ToSlash(rel)
-		if hidden(name) {
+		if ignored(name) {
 			if e.IsDir() {
 				return fs.SkipDir
 			}
@@ -363,14 +363,6 @@ func writeFile(name string, b []byte, sync bool) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
-}
-
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // install makes a folder equal to the configuration, file by file, each in one step: what is read while that goes on, as

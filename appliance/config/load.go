@@ -62,12 +62,17 @@ func (l *loader) load(path string) (*Config, error) {
 func (l *loader) finish(cfg *Config, doc *section) (*Config, error) {
 	if doc == nil {
 		doc = newSection("", "", "", "", nil)
+		var err error
+		if cfg.Bucket, err = builtinBucket(l.self); err != nil {
+			return nil, err
+		}
 	}
 	at := l.topLevel(doc)
 	if l.own == nil {
 		l.configFrom(cfg, doc, at)
 		l.replica(cfg, doc, at[sectionReplica])
 		l.cluster(cfg, doc, at[sectionCluster])
+		l.bucket(cfg, doc, at[sectionBucket])
 	} else {
 		l.notFromBucket(doc, at)
 		cfg.inherit(l.own)
