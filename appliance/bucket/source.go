@@ -122,6 +122,7 @@ type Source struct {
 
 	mtx    sync.Mutex
 	status SourceStatus
+	live   bool // There is something to read in the live folder.
 }
 
 // look is what one look into the bucket saw.
@@ -153,7 +154,20 @@ func NewSource(o SourceOptions) (*Source, error) {
 
 // Live is the folder with the configuration to read; ok is false while there is none.
 func (s *Source) Live() (dir string, ok bool) {
-	return filepath.Join(s.o.Dir, liveName), s.Status().Hash != ""
+	s.mtx.Lock()
+	defer s.mtx.Unlock()
+	return filepath.Join(s.o.Dir, liveName), s.live
+}
+
+// install puts a configuration where it is read; an empty one stands for none.
+func (s *Source) install(t tree) error {
+	if err := t.install(filepath.Join(s.o.Dir, liveName)); err != nil {
+		return err
+	}
+	s.mtx.Lock()
+	defer s.mtx.Unlock()
+	s.live = len(t) > 0
+	return nil
 }
 
 // Status is what is in force, and what is not.
@@ -182,13 +196,13 @@ func (s *Source) Begin(ctx context.Context) error {
 	}
 	if current == "" {
 		s.set(StateWaiting, "", "", cmp.Or(waiting, "nothing is there yet"))
-		return tree{}.install(filepath.Join(s.o.Dir, liveName))
+		return s.install(tree{})
 	}
 	last, err := s.version(current)
 	if err != nil {
 		return err
 	}
-	if err := last.install(filepath.Join(s.o.Dir, liveName)); err != nil {
+	if err := s.install(last); err != nil {
 		return err
 	}
 	if waiting == "" && t != nil && t.hash() == current {
@@ -321,8 +335,7 @@ func (s *Source) take(t tree) error {
 	if err := s.o.Check(dir); err != nil {
 		return err
 	}
-	live := filepath.Join(s.o.Dir, liveName)
-	if err := t.install(live); err != nil {
+	if err := s.install(t); err != nil {
 		return errors.Join(err, s.back(s.Status().Hash))
 	}
 	return nil
@@ -337,7 +350,7 @@ func (s *Source) back(hash string) error {
 			return err
 		}
 	}
-	return t.install(filepath.Join(s.o.Dir, liveName))
+	return s.install(t)
 }
 
 // version reads one of the kept ones; one that is not whole is an error.
@@ -457,8 +470,9 @@ func (s *Source) look(ctx context.Context) (look, tree, error) {
 	for _, modified := range l.listed {
 		l.complete = l.complete && !modified.IsZero() && l.at.Sub(modified) > unchangedAge
 	}
-	l.digests = t.digests()
-	l.hash = hashOf(l.digests)
+	if l.digests = t.digests(); len(l.digests) > 0 {
+		l.hash = hashOf(l.digests)
+	}
 	s.mtx.Lock()
 	s.status.LastSuccess = l.at
 	s.mtx.Unlock()

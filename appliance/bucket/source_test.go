@@ -36,6 +36,7 @@ func newPlace(t *testing.T) *place {
 
 func (p *place) source(t *testing.T) *Source {
 	t.Helper()
+	var s *Source
 	s, err := NewSource(SourceOptions{
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Bucket: p.files,
 		Prefix: "config/", Poll: 15 * time.Second, Dir: p.dir,
@@ -46,7 +47,13 @@ func (p *place) source(t *testing.T) *Source {
 			}
 			return err
 		},
-		Apply: func(context.Context) (bool, error) { p.applied++; return true, nil },
+		Apply: func(context.Context) (bool, error) {
+			p.applied++
+			if _, ok := s.Live(); !ok {
+				return false, errors.New("there is nothing to read")
+			}
+			return true, nil
+		},
 	})
 	require.NoError(t, err)
 	return s
