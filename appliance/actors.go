@@ -16,6 +16,9 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 
 	// First, so that from the signal on nothing is reloaded into parts that are stopping.
 	add(&g, "stop request", func(stop context.Context) error { return a.waitForStop(ctx, stop) })
+	if a.source != nil {
+		add(&g, "configuration from the bucket", a.gated(a.source.Run))
+	}
 	add(&g, "configuration", a.keepConfigured)
 
 	// Rules stop before scraping: on targets that are gone, absent() would fire falsely.

@@ -59,7 +59,9 @@ type Appliance struct {
 	cleanup []teardown
 
 	web      *web.Web
-	mesh     *mesh.Mesh // nil without a cluster section
+	mesh     *mesh.Mesh      // nil without a cluster section
+	objects  *bucket.Objects // nil without a bucket section
+	source   *bucket.Source  // nil without a config_from section
 	store    *store.Store
 	ledger   *store.Ledger
 	heal     *heal.Heal
@@ -146,6 +148,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	o.Cluster = late(a.cluster)
 	o.Gaps = late(func() http.Handler { return a.heal.Handler() })
 	o.Bucket = late(a.bucketAPI)
+	o.Config = late(a.configStatus)
 	o.Reload, o.Ready, o.Status = a.Reload, a.Ready, a.status
 	o.Version = web.Version(opts.Version.api())
 	if opts.EnableQuit {
@@ -161,7 +164,7 @@ func New(opts Options) (_ *Appliance, err error) {
 		return nil, err
 	}
 
-	cfg, err := opts.load(a.self)
+	cfg, err := a.firstConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -239,6 +242,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	co := opts.Scrape
 	co.Logger, co.Registerer, co.SDMetrics = a.component("scrape"), opts.Registry, sd
 	co.Appendable = a.store.Scrapes()
+	if a.objects != nil { // An interface that holds a nil pointer is not nil.
+		co.Bucket, co.BucketDir = a.objects, filepath.Join(opts.StoragePath, "targets")
+	}
 	if a.scrape, err = scrape.New(co); err != nil {
 		return nil, err
 	}

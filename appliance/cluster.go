@@ -47,6 +47,7 @@ func (a *Appliance) newMesh(cfg *config.Config) error {
 		return err
 	}
 	a.onClose("mesh", a.mesh.Close)
+	a.mesh.SetConfig(a.cardConfig())
 	return nil
 }
 
@@ -58,7 +59,7 @@ func (a *Appliance) cluster() http.Handler {
 	return mesh.Serve("", func() []mesh.Member {
 		return []mesh.Member{{
 			Name: a.Config().Replica.Name, Alive: true, Self: true,
-			Card: mesh.Card{Zone: a.zone, Version: a.opts.Version.Version, Started: a.started, Completeness: 1},
+			Card: mesh.Card{Zone: a.zone, Version: a.opts.Version.Version, Started: a.started, Completeness: 1, Config: a.cardConfig()},
 		}}
 	})
 }

@@ -52,6 +52,9 @@ func (a *Appliance) steps() []step {
 	if a.mesh != nil {
 		steps = append(steps, step{"mesh", a.mesh})
 	}
+	if a.objects != nil {
+		steps = append(steps, step{"objects", a.objects})
+	}
 	return steps
 }
 
@@ -117,7 +120,7 @@ func (a *Appliance) reload() (phase string, err error) {
 	if _, err := os.Stat(a.opts.ConfigFile); a.Config().Path != "" && errors.Is(err, os.ErrNotExist) {
 		return "load", fmt.Errorf("the configuration is refused, nothing has changed: %s is gone; put it back, or restart to run on the built-in configuration", a.opts.ConfigFile)
 	}
-	next, err := a.opts.load(a.self)
+	next, err := a.load()
 	if err != nil {
 		return "load", fmt.Errorf("the configuration is refused, nothing has changed:\n%w", err)
 	}

@@ -40,6 +40,7 @@ func (a *Appliance) status() web.Status {
 			s.Config.Error, s.Config.Partial = last.err.Error(), last.phase == phaseApply
 		}
 	}
+	a.sourceStatus(&s)
 	a.clusterStatus(&s)
 	a.gapStatus(&s)
 	a.bucketStatus(&s)

@@ -114,8 +114,8 @@ func New(o Options) (*Bucket, error) {
 		return nil, fmt.Errorf("read the blocks of the bucket: %w", err)
 	}
 	b.catalogue = newCatalogue(b, reg)
-	b.uploader = newUploader(b)
 	b.retention.Store(&o.Config.Bucket.Retention)
+	b.uploader = newUploader(b)
 	if b.compactor, err = newCompactor(b); err != nil {
 		return nil, err
 	}

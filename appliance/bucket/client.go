@@ -189,7 +189,9 @@ func (c *client) IterWithAttributes(ctx context.Context, dir string, f func(objs
 }
 
 // SupportedIterOptions implements objstore.BucketReader.
-func (c *client) SupportedIterOptions() []objstore.IterOptionType { return c.bkt().SupportedIterOptions() }
+func (c *client) SupportedIterOptions() []objstore.IterOptionType {
+	return c.bkt().SupportedIterOptions()
+}
 
 // Get implements objstore.BucketReader.
 func (c *client) Get(ctx context.Context, name string) (io.ReadCloser, error) {

@@ -380,7 +380,7 @@ func TestCompactionKeepsEverySampleAndEveryWindow(t *testing.T) {
 	if !slices.Equal(names, sources) {
 		t.Errorf("the sources are %v, want %v", sources, names)
 	}
-	windows := covered(metas, b.shared(), compactWindow)
+	windows := covered(metas, nil, b.shared(), compactWindow)
 	for i := range int64(10) {
 		if !windows[base+i*compactWindow.Milliseconds()] {
 			t.Errorf("window %d is not covered", i)

@@ -70,7 +70,7 @@ func (b *Bucket) Handler() http.Handler {
 		answer := struct {
 			Status
 			List []blockStatus `json:"block_list"`
-		}{b.Status(), list(v, b.o.Window)}
+		}{b.Status(), blockList(v, b.o.Window)}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(answer) // The client may be gone.
 	})
@@ -98,8 +98,8 @@ type windowOf struct {
 	Whole bool  `json:"whole"`
 }
 
-// list is everything that a look saw, oldest first, what cannot be read last.
-func list(v *view, window time.Duration) []blockStatus {
+// blockList is everything that a look saw, oldest first, what cannot be read last.
+func blockList(v *view, window time.Duration) []blockStatus {
 	all := []blockStatus{}
 	if v == nil {
 		return all

@@ -164,7 +164,7 @@ func (b *Bucket) Settled(mint, maxt int64) bool {
 
 // needless tells whether a window is not uploaded at all.
 func (u *uploader) needless(begin int64) bool {
-	if raw := time.Duration(u.b.o.Config.Bucket.Retention.Raw); raw > 0 {
+	if raw := time.Duration(u.b.retention.Load().Raw); raw > 0 {
 		if begin+u.b.o.Window.Milliseconds() <= u.now().Add(-raw).UnixMilli() {
 			return true
 		}
@@ -490,7 +490,9 @@ func (u *uploader) process(ctx context.Context, w *window) error {
 		if err := u.upload(ctx, w, s); err != nil {
 			return err
 		}
+		u.mtx.Lock()
 		u.checked[s.id] = struct{}{}
+		u.mtx.Unlock()
 	}
 	if v, err = u.b.catalogue.look(ctx); err != nil {
 		return err
@@ -643,6 +645,7 @@ func (u *uploader) readable(ctx context.Context, id ulid.ULID) (_ bool, err erro
 // verify looks, of each block that another replica uploaded of a window that this one has too, whether all is there that its
 // meta.json promises. Once is enough, but one that failed is looked at again and again: it may have been a listing that lags.
 func (u *uploader) verify(ctx context.Context, v *view) error {
+	// Only process writes it at the same time, and no round runs while this one verifies.
 	for id := range u.checked {
 		if v.blocks[id] == nil {
 			delete(u.checked, id)

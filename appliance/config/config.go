@@ -54,6 +54,8 @@ type Config struct {
 	Federation []*Upstream
 	// Bucket is where blocks go; nil for nowhere.
 	Bucket *Bucket
+	// ConfigFrom says where the other sections come from; nil where they stand in the file.
+	ConfigFrom *ConfigFrom
 }
 
 // Replica is the identity of this process among its peers. It is read at start
@@ -124,6 +126,7 @@ func Immutable(old, next *Config) error {
 		fields = append(fields, "replica.zone")
 	}
 	fields = append(fields, immutableCluster(old, next)...)
+	fields = append(fields, immutableConfigFrom(old, next)...)
 	fields = append(fields, immutableBucket(old, next)...)
 	// Upstream's rule manager and notifier take it once, when they are made.
 	if old.Prometheus.GlobalConfig.MetricNameValidationScheme != next.Prometheus.GlobalConfig.MetricNameValidationScheme {

@@ -37,6 +37,11 @@ func Manual() string {
 	fields(&b, "bucket.retention.", reflect.TypeFor[BucketRetention]())
 	b.WriteString("\n" + manualCredentials())
 
+	b.WriteString("\n## config_from\n\n" + manualConfigFrom)
+	fields(&b, "config_from.", reflect.TypeFor[ConfigFrom]())
+	b.WriteString("\n## bucket_sd_configs\n\n" + manualBucketSD)
+	fields(&b, "bucket_sd_configs[].", reflect.TypeFor[BucketSD]())
+
 	fmt.Fprintf(&b, "\n## Limits\n\n"+manualLimits,
 		CeilingBodyBytes>>20, CeilingSamples, CeilingLabels, CeilingLabelBytes>>10)
 
@@ -122,6 +127,7 @@ an error. What needs a restart is a flag ([cli.md](cli.md)), what reloads is in 
 | ` + "`cluster`" + ` | which replicas belong together, and how they find each other | this replica stands alone: nothing is gossiped, no port is opened for it |
 | ` + "`federation`" + ` | Prometheus servers to pull chosen metrics from | none |
 | ` + "`bucket`" + ` | the object storage that blocks go to | none; without a file at all, a folder of the data directory |
+| ` + "`config_from`" + ` | that the other sections come from the bucket | they stand in the file |
 
 **Paths.** A relative path is relative to the file it stands in: in ` + "`tocsin.yml`" + ` to the folder of ` + "`tocsin.yml`" + `, in an outside
 ` + "`prometheus.yml`" + ` to the folder of that file.
@@ -204,6 +210,15 @@ const manualFederationExample = "```yaml\n" + `federation:
       - match: up
         labels: [job, instance]
 ` + "```\n"
+
+const manualConfigFrom = "A file with this section has `bucket`, `cluster` and `replica` beside it and nothing else: all other sections are in `tocsin.yml` below the\n" +
+	"prefix in the bucket, with the rule files, templates and target files that it names. [operations.md](operations.md) says how to change them.\n" +
+	"Adding, changing or removing the section needs a restart.\n\n"
+
+const manualBucketSD = "A kind of service discovery beside Prometheus's own, in `scrape_configs` and `alerting.alertmanagers`: targets in the format of\n" +
+	"`file_sd_configs`, from the bucket of the `bucket` section. At most 1,000 objects of 10 MiB each, 100 MiB together. Each target has the label\n" +
+	"`__meta_bucket_object`, the name of its object, and `__meta_filepath` with the same value. While the bucket is away or an object is broken, its last good\n" +
+	"targets stay. Stock `promtool` does not know the kind; `tocsin check` does.\n\n"
 
 const manualBucket = `Where in object storage blocks go. Adding or removing the section needs a restart. Without a file at all there is a bucket of type
 FILESYSTEM in the folder ` + "`bucket`" + ` of the data directory.

@@ -208,7 +208,7 @@ func (m *Mesh) makeCard(opts Options) error {
 	}
 	// The longest that it can become.
 	largest := m.card
-	largest.Completeness = 0.1234
+	largest.Completeness, largest.Config = 0.1234, largestConfig
 	if _, err := encodeCard(largest); err != nil {
 		return err
 	}
@@ -517,11 +517,19 @@ func (m *Mesh) Conn(member string) (grpc.ClientConnInterface, error) {
 
 // SetCompleteness tells the others how much of its data this replica has, from 0 to 1.
 func (m *Mesh) SetCompleteness(c float64) {
-	c = max(0, min(c, 1))
+	m.changeCard(func(card *Card) { card.Completeness = max(0, min(c, 1)) })
+}
+
+// SetConfig tells the others where this replica stands with the configuration from the bucket.
+func (m *Mesh) SetConfig(c CardConfig) {
+	m.changeCard(func(card *Card) { card.Config = c })
+}
+
+func (m *Mesh) changeCard(change func(*Card)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	card := m.card
-	card.Completeness = c
+	change(&card)
 	packed, err := encodeCard(card)
 	if err != nil || slices.Equal(packed, m.packed) {
 		return // It fits, as New has seen; what is not a number does not.
