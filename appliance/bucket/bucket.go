@@ -108,7 +108,7 @@ func New(o Options) (*Bucket, error) {
 	// The names that dashboards for Thanos know.
 	reg := extprom.WrapRegistererWithPrefix("thanos_", o.Registerer)
 	b.bkt = objstore.WrapWithMetrics(b.client, reg, "bucket")
-	b.metas, err = block.NewBaseFetcher(b.kit, metaConcurrency, b.bkt, block.NewConcurrentLister(b.kit, b.bkt),
+	b.metas, err = block.NewBaseFetcher(b.kit, metaConcurrency, b.bkt, lister{b.kit, b.bkt},
 		filepath.Join(o.Dir, "meta"), reg)
 	if err != nil {
 		return nil, fmt.Errorf("read the blocks of the bucket: %w", err)

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/thanos/pkg/block"
 	"github.com/thanos-io/thanos/pkg/block/metadata"
 
@@ -172,6 +173,46 @@ func (c *catalogue) last() (*view, error) {
 		return nil, c.err
 	}
 	return nil, errNotLooked
+}
+
+// lister is upstream's, which leaves 64 goroutines behind each time that the bucket fails in the middle of a listing.
+type lister struct {
+	kit kitLogger
+	bkt objstore.InstrumentedBucketReader
+}
+
+var _ block.Lister = lister{}
+
+// GetActiveAndPartialBlockIDs implements block.Lister.
+func (l lister) GetActiveAndPartialBlockIDs(ctx context.Context, active chan<- block.ActiveBlockFetchData) (map[ulid.ULID]bool, error) {
+	at := listed{InstrumentedBucketReader: l.bkt}
+	if err := l.bkt.Iter(ctx, "", func(name string) error {
+		at.names = append(at.names, name)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	partial, err := block.NewConcurrentLister(l.kit, at).GetActiveAndPartialBlockIDs(ctx, active)
+	if err == nil {
+		err = ctx.Err() // What listed did not tell.
+	}
+	return partial, err
+}
+
+// listed is a bucket whose top was listed.
+type listed struct {
+	objstore.InstrumentedBucketReader
+	names []string
+}
+
+// Iter implements objstore.BucketReader. It does not fail: an error that f has, its caller has too.
+func (l listed) Iter(_ context.Context, _ string, f func(string) error, _ ...objstore.IterOption) error {
+	for _, name := range l.names {
+		if err := f(name); err != nil {
+			break
+		}
+	}
+	return nil
 }
 
 // covered reads the windows off the sources of our blocks, but of bad ones.

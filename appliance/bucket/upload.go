@@ -118,11 +118,11 @@ type uploader struct {
 	found bool
 	// useless are staged blocks that are of no window.
 	useless []*staged
-	// checked are blocks of others that have all that their meta.json promises, or that this process uploaded.
-	checked map[ulid.ULID]struct{}
 
 	mtx     sync.Mutex
 	windows map[int64]*window
+	// checked are blocks of others that have all that their meta.json promises, and those that this process uploaded.
+	checked map[ulid.ULID]struct{}
 	empty   map[int64]struct{} // Windows that turned out to hold no sample.
 
 	uploads, failures, bytes, skipped, broken prometheus.Counter
@@ -176,11 +176,11 @@ func (u *uploader) needless(begin int64) bool {
 }
 
 func floor(t, length int64) int64 {
-	if r := t % length; r < 0 {
-		return t - r - length
-	} else {
-		return t - r
+	r := t % length
+	if r < 0 {
+		r += length
 	}
+	return t - r
 }
 
 // run works until ctx ends. What fails is tried again.
@@ -237,7 +237,7 @@ func (u *uploader) round(ctx context.Context) error {
 	}
 	if u.due(v, list) > 0 || len(u.useless) > 0 {
 		// What is uploaded is decided by what is there now.
-		if v, err = u.fresh(ctx); err != nil {
+		if v, err = u.b.catalogue.look(ctx); err != nil {
 			return err
 		}
 	}
@@ -355,7 +355,7 @@ func (u *uploader) finished() ([]*window, error) {
 func (u *uploader) due(v *view, list []*window) int {
 	n, backlog := 0, 0
 	for _, w := range list {
-		whole, there := v.covered[w.begin]
+		whole := v.covered[w.begin]
 		u.mtx.Lock()
 		was := w.status.State
 		u.mtx.Unlock()
@@ -365,6 +365,7 @@ func (u *uploader) due(v *view, list []*window) int {
 					u.skipped.Inc()
 				}
 				u.say(w, uploadCovered, nil)
+				w.failures = 0
 			}
 		} else {
 			if was == uploadCovered {
@@ -387,7 +388,6 @@ func (u *uploader) due(v *view, list []*window) int {
 		if u.turn(v, w) {
 			n++
 		}
-		_ = there
 	}
 	u.backlog.Set(float64(backlog))
 	return n
@@ -645,22 +645,8 @@ func (u *uploader) readable(ctx context.Context, id ulid.ULID) (_ bool, err erro
 // verify looks, of each block that another replica uploaded of a window that this one has too, whether all is there that its
 // meta.json promises. Once is enough, but one that failed is looked at again and again: it may have been a listing that lags.
 func (u *uploader) verify(ctx context.Context, v *view) error {
-	// Only process writes it at the same time, and no round runs while this one verifies.
-	for id := range u.checked {
-		if v.blocks[id] == nil {
-			delete(u.checked, id)
-		}
-	}
-	shared := u.b.shared()
-	for _, id := range slices.SortedFunc(maps.Keys(v.blocks), ulid.ULID.Compare) {
-		begin, _, ours := nameWindow(id, u.b.o.Window)
-		u.mtx.Lock()
-		_, here := u.windows[begin]
-		u.mtx.Unlock()
+	for _, id := range u.unchecked(v) {
 		m := v.blocks[id]
-		if _, ok := u.checked[id]; ok || !ours || !here || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
-			continue
-		}
 		missing, err := u.missing(ctx, id, m)
 		if err != nil {
 			return fmt.Errorf("check block %s: %w", id, err)
@@ -669,14 +655,39 @@ func (u *uploader) verify(ctx context.Context, v *view) error {
 		u.b.catalogue.trust(id, missing == "")
 		switch {
 		case missing == "":
+			u.mtx.Lock()
 			u.checked[id] = struct{}{}
+			u.mtx.Unlock()
 		case before:
+			begin, _, _ := nameWindow(id, u.b.o.Window)
 			u.broken.Inc()
 			u.b.logger.Error("a block of the bucket is broken; its window is uploaded again", "block", id,
 				"window", time.UnixMilli(begin).UTC(), "by", m.Thanos.Labels[config.ReplicaLabel], "problem", missing)
 		}
 	}
 	return nil
+}
+
+// unchecked are the blocks that verify is about, oldest first. It forgets those that are gone.
+func (u *uploader) unchecked(v *view) (ids []ulid.ULID) {
+	shared := u.b.shared()
+	u.mtx.Lock()
+	defer u.mtx.Unlock()
+	for id := range u.checked {
+		if v.blocks[id] == nil {
+			delete(u.checked, id)
+		}
+	}
+	for id, m := range v.blocks {
+		begin, _, ours := nameWindow(id, u.b.o.Window)
+		_, here := u.windows[begin]
+		_, done := u.checked[id]
+		if ours && here && !done && labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, ulid.ULID.Compare)
+	return ids
 }
 
 // missing says what of a block is not as its meta.json has it.

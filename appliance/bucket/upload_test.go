@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,6 +107,7 @@ type replica struct {
 	logs   lockedLog
 	store  *store.Store
 	bucket *Bucket
+	held   atomic.Pointer[Bucket] // The same.
 }
 
 type lockedLog struct {
@@ -141,7 +143,7 @@ func (c *cluster) replica(name string, change ...func(*store.Options)) *replica 
 	r.store, err = store.New(o)
 	require.NoError(t, err)
 	r.restart()
-	r.store.Hold(func(mint, maxt int64) bool { return r.bucket.Settled(mint, maxt) })
+	r.store.Hold(func(mint, maxt int64) bool { return r.held.Load().Settled(mint, maxt) })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.store.Run(ctx) }()
@@ -181,6 +183,7 @@ func (r *replica) restart() {
 	bucket.uploader.now = r.clock.now
 	bucket.uploader.began = r.clock.now()
 	r.bucket = bucket
+	r.held.Store(bucket)
 }
 
 // samples are the times of what a replica has of n windows, and a bit of the next, so that these become blocks.
