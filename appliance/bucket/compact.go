@@ -318,9 +318,7 @@ func (c *compactor) run(ctx context.Context) error {
 			quiet, replicas = nil, c.b.o.Replicas()
 			idle, err := c.round(ctx)
 			switch {
-			case ctx.Err() != nil:
-				return nil
-			case err != nil:
+			case err != nil && ctx.Err() == nil:
 				c.logger.Warn("cannot compact the bucket; it is tried again", "every", c.every, "err", err)
 			case idle:
 				// Each look at the marks costs three requests a block: not without need.
