@@ -50,7 +50,7 @@ func TestHealCutOff(t *testing.T) {
 
 	from, to := cut.get(), back.get()
 	c.likePeers("a", from.Add(atEdges), to.Add(-atEdges), []string{"b", "c"}, true)
-	wide, until := from.Add(-8*time.Second), to.Add(10*time.Second)
+	wide, until := from.Add(-beforeOutage), to.Add(10*time.Second)
 	eventually(t, 30*time.Second, "the time after the cut is over", func() error { return after(until.Add(atEdges)) })
 	eventually(t, healMost, "a still is complete", c.complete("a"))
 	c.sane("a", wide, until, false)
@@ -189,7 +189,7 @@ func (c *meshCluster) overlap() {
 	tl.run()
 	c.likePeers("b", awayA.get().Add(atEdges), backB.get().Add(-atEdges), []string{"c"}, false)
 	c.likePeers("a", awayA.get().Add(atEdges), backB.get().Add(-atEdges), []string{"c"}, false)
-	wide, until := awayB.get().Add(-8*time.Second), backA.get().Add(10*time.Second)
+	wide, until := awayB.get().Add(-beforeOutage), backA.get().Add(10*time.Second)
 	eventually(t, 30*time.Second, "the time after is over", func() error { return after(until.Add(atEdges)) })
 	for _, name := range c.options.names {
 		c.sane(name, wide, until, false)

@@ -55,7 +55,7 @@ func (c *meshCluster) mended(name string, from, to time.Time, others ...string) 
 	c.t.Helper()
 	c.likePeers(name, from.Add(atEdges), to.Add(-atEdges), others, false)
 	// Both seams and what is around them.
-	wide, until := from.Add(-8*time.Second), to.Add(10*time.Second)
+	wide, until := from.Add(-beforeOutage), to.Add(10*time.Second)
 	eventually(c.t, 30*time.Second, "the time after the outage is over", func() error { return after(until.Add(atEdges)) })
 	eventually(c.t, healMost, "it still is complete", c.complete(name))
 	c.sane(name, wide, until, false)

@@ -30,6 +30,8 @@ const (
 	healMost = 90 * time.Second
 	// atEdges is what is left out at the edges of an outage: there, both own and others' samples are right.
 	atEdges = 2 * time.Second
+	// beforeOutage is how far before an outage the tests look.
+	beforeOutage = 8 * time.Second
 )
 
 const meterScrape = `
@@ -164,6 +166,10 @@ func newHealCluster(t *testing.T) *meshCluster {
 	c.meter.mu.Unlock()
 	c.reloadAll(func(*replica) {})
 	eventually(t, healMost, "all are complete at first", c.complete())
+	// Of the first seconds a replica may have single samples of others, whose guards nobody can know. What the tests look at begins
+	// after them.
+	began := time.Now()
+	eventually(t, 2*beforeOutage, "the start is over", func() error { return after(began.Add(beforeOutage)) })
 	return c
 }
 

@@ -137,7 +137,7 @@ func (c *cutSamples) Next() chunkenc.ValueType {
 	return c.upTo(typ)
 }
 
-func (c *cutSamples) Seek(t int64) chunkenc.ValueType {
+func (c *cutSamples) Seek(t int64) chunkenc.ValueType { //nolint:govet // It is not io.Seeker's.
 	if c.ended {
 		return chunkenc.ValNone
 	}
