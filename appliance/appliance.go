@@ -221,6 +221,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	if a.mesh != nil && a.mesh.Keyed() {
 		qo.Gaps, qo.Peers = a.ledger, latePeers{a}
 	}
+	if a.bucket != nil { // An interface that holds a nil pointer is not nil.
+		qo.Archive = a.bucket
+	}
 	if a.query, err = query.New(qo); err != nil {
 		return nil, err
 	}

@@ -90,6 +90,7 @@ type Bucket struct {
 	metas     *block.BaseFetcher
 	catalogue *catalogue
 	uploader  *uploader
+	reader    *reader
 	compactor *compactor
 	// retention is the one of the configuration in force.
 	retention atomic.Pointer[config.BucketRetention]
@@ -108,7 +109,7 @@ func New(o Options) (*Bucket, error) {
 	// The names that dashboards for Thanos know.
 	reg := extprom.WrapRegistererWithPrefix("thanos_", o.Registerer)
 	b.bkt = objstore.WrapWithMetrics(b.client, reg, "bucket")
-	b.metas, err = block.NewBaseFetcher(b.kit, metaConcurrency, b.bkt, lister{b.kit, b.bkt},
+	b.metas, err = block.NewBaseFetcher(b.kit, metaConcurrency, metaGuard{b.bkt}, lister{b.kit, b.bkt},
 		filepath.Join(o.Dir, "meta"), reg)
 	if err != nil {
 		return nil, fmt.Errorf("read the blocks of the bucket: %w", err)
@@ -119,6 +120,9 @@ func New(o Options) (*Bucket, error) {
 	if b.compactor, err = newCompactor(b); err != nil {
 		return nil, err
 	}
+	if b.reader, err = newReader(b, reg); err != nil {
+		return nil, err
+	}
 	return b, nil
 }
 
@@ -127,6 +131,7 @@ func (b *Bucket) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.catalogue.run(ctx) })
 	g.Go(func() error { return b.uploader.run(ctx) })
+	g.Go(func() error { return b.reader.run(ctx) })
 	g.Go(func() error { return b.compactor.run(ctx) })
 	return g.Wait()
 }
@@ -146,8 +151,8 @@ func (b *Bucket) Prepare(cfg *config.Config) (apply func() error, err error) {
 	}, nil
 }
 
-// Close ends what New began.
-func (b *Bucket) Close() error { return b.client.Close() }
+// Close ends what New began. Nobody may read any more.
+func (b *Bucket) Close() error { return errors.Join(b.reader.close(), b.client.Close()) }
 
 // whole tells whether this replica lacks nothing of [from, to), in Unix milliseconds.
 func (b *Bucket) whole(from, to int64) bool {

@@ -79,6 +79,8 @@ func (w *compactBench) replica(name string, retention config.BucketRetention, re
 		Registerer: prometheus.NewRegistry(),
 		Dir:        w.t.TempDir(),
 		Config: &config.Config{Bucket: &config.Bucket{
+			Type:      "FILESYSTEM",
+			Name:      w.dir,
 			Objstore:  fmt.Appendf(nil, "type: FILESYSTEM\nconfig: {directory: %q}", w.dir),
 			Retention: retention,
 		}},
@@ -94,6 +96,11 @@ func (w *compactBench) replica(name string, retention config.BucketRetention, re
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
 	return b
 }
 
@@ -724,7 +731,7 @@ func TestWholeWindowFillsTheHolesOfACompactedBlock(t *testing.T) {
 	for _, m := range live {
 		metas[m.ULID] = m
 	}
-	if !covered(metas, b.shared(), compactWindow)[base+2*length] {
+	if !covered(metas, nil, b.shared(), compactWindow)[base+2*length] {
 		t.Error("the window is not covered")
 	}
 }

@@ -34,6 +34,10 @@ var _ objstore.Bucket = (*files)(nil)
 
 // openFiles makes a bucket of a folder, which need not be there yet, and removes what uploads that were cut off left there.
 func openFiles(dir string) (*files, error) {
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("open the folder of the bucket: %q is no absolute path", dir)
+	}
+	dir = filepath.Clean(dir)
 	bkt, err := filesystem.NewBucket(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open the folder of the bucket: %w", err)

@@ -148,6 +148,7 @@ func (c *cluster) replica(name string, change ...func(*store.Options)) *replica 
 	done := make(chan error, 1)
 	go func() { done <- r.store.Run(ctx) }()
 	t.Cleanup(func() {
+		require.NoError(t, r.bucket.Close())
 		cancel()
 		require.NoError(t, <-done)
 		require.NoError(t, r.store.Close())
@@ -166,12 +167,15 @@ func (c *cluster) replica(name string, change ...func(*store.Options)) *replica 
 // restart gives the replica a new Bucket, as a new process has it.
 func (r *replica) restart() {
 	r.t.Helper()
+	if r.bucket != nil {
+		require.NoError(r.t, r.bucket.Close())
+	}
 	var err error
 	bucket, err := New(Options{
 		Logger: slog.New(slog.NewTextHandler(&r.logs, nil)), Registerer: prometheus.NewRegistry(),
 		Dir: filepath.Join(r.dir, "bucket"), Replica: r.name, Store: r.store, Gaps: &r.gaps, Window: testWindow,
 		Config: &config.Config{Bucket: &config.Bucket{
-			Type: "FILESYSTEM", Objstore: fmt.Appendf(nil, "type: FILESYSTEM\nconfig: {directory: %q}\n", r.cluster.dir),
+			Type: "FILESYSTEM", Name: r.cluster.dir, Objstore: fmt.Appendf(nil, "type: FILESYSTEM\nconfig: {directory: %q}\n", r.cluster.dir),
 			Retention: config.BucketRetention{Raw: model.Duration(r.raw)},
 		}},
 		External: func() labels.Labels {
@@ -234,7 +238,7 @@ func (r *replica) round() {
 // inject puts something between the replica and the bucket.
 func (r *replica) inject(wrap func(objstore.Bucket) objstore.Bucket) {
 	bkt := wrap(r.bucket.client.bkt())
-	r.bucket.client.current.Store(&bkt)
+	r.bucket.client.current.Store(&opened{Bucket: bkt, redact: func(s string) string { return s }})
 }
 
 func (r *replica) count(name string) float64 {
@@ -259,6 +263,9 @@ func (c *cluster) blocks() (all []uploaded) {
 	dirs, err := os.ReadDir(c.dir)
 	require.NoError(t, err)
 	for _, d := range dirs {
+		if hidden(d.Name()) {
+			continue
+		}
 		dir := filepath.Join(c.dir, d.Name())
 		meta, err := metadata.ReadFromDir(dir)
 		require.NoError(t, err, "an object that is no block: %s", d.Name())
@@ -548,6 +555,9 @@ func (c *cluster) folders() (blocks, others []string) {
 	dirs, err := os.ReadDir(c.dir)
 	require.NoError(c.t, err)
 	for _, d := range dirs {
+		if hidden(d.Name()) {
+			continue // What there is of it is no object.
+		}
 		if _, err := metadata.ReadFromDir(filepath.Join(c.dir, d.Name())); err == nil {
 			blocks = append(blocks, d.Name())
 		} else {

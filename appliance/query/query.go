@@ -60,6 +60,8 @@ type Store interface {
 	v1.TSDBAdminStats
 	// Local is the data of this machine alone; federation serves only that.
 	Local() storage.Queryable
+	// TimeRange is from the oldest to the newest local sample, in Unix milliseconds.
+	TimeRange() (oldest, newest int64, err error)
 }
 
 // RemoteRead bounds one remote read request; zero means upstream's default.
@@ -82,6 +84,8 @@ type Options struct {
 	Gaps Gaps
 	// Peers are asked for what this replica's data lack; nil means that there are no others.
 	Peers Peers
+	// Archive has what is older than the local data; nil means that nothing has.
+	Archive Archive
 	// Engine is EnginePrometheus (default) or EngineThanos.
 	Engine string
 
@@ -269,6 +273,9 @@ func New(o Options) (*Query, error) {
 		q.answers = newThanos(opts, q.engine)
 	}
 	q.composed = newQueryable(&q.o)
+	if o.Archive != nil {
+		q.composed = newArchived(q.composed, &q.o)
+	}
 	q.api = q.newAPI()
 	q.federate = q.newFederate()
 	return q, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -414,4 +415,9 @@ func TestEngineAnswersWithoutHTTP(t *testing.T) {
 	if res := q.Exec(t.Context()); res.Err != nil || res.Value.String() == "" {
 		t.Errorf("result %v, error %v", res.Value, res.Err)
 	}
+}
+
+// TimeRange is all of it: nothing is in an archive.
+func (*testStore) TimeRange() (oldest, newest int64, err error) {
+	return math.MinInt64, math.MaxInt64, nil
 }

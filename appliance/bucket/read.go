@@ -1,0 +1,207 @@
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/thanos-io/thanos/pkg/block"
+	"github.com/thanos-io/thanos/pkg/block/indexheader"
+	"github.com/thanos-io/thanos/pkg/block/metadata"
+	"github.com/thanos-io/thanos/pkg/dedup"
+	thanosmodel "github.com/thanos-io/thanos/pkg/model"
+	thanosquery "github.com/thanos-io/thanos/pkg/query"
+	thanosstore "github.com/thanos-io/thanos/pkg/store"
+	storecache "github.com/thanos-io/thanos/pkg/store/cache"
+
+	"github.com/tocsin-io/tocsin/appliance/config"
+)
+
+const (
+	// maxReadSeries, maxReadChunks and maxReadBytes bound one select.
+	maxReadSeries = 1_000_000
+	maxReadChunks = 50_000_000
+	maxReadBytes  = 4 << 30
+	// indexCacheBytes bounds the postings and series that are kept in memory, indexCacheItem one of them.
+	indexCacheBytes, indexCacheItem = 64 << 20, 16 << 20
+	// readersAtOnce bounds the selects that run at once, readTimeout each of them.
+	readersAtOnce, readTimeout = 20, time.Minute
+	// readIdle is after how long without a query the index header of a block leaves memory.
+	readIdle = 5 * time.Minute
+	// fromTheFuture is how far ahead of our clock data may be.
+	fromTheFuture = 24 * time.Hour
+	// neverALabel stands for the label that tells replicas apart, which none of the series has: blocks that overlap are told apart by that.
+	neverALabel = "__tocsin_no_label__"
+)
+
+// reader answers from the blocks of the bucket. Their series are bare, as local ones are: labels of a block would take the place of
+// a series' own of the same name.
+type reader struct {
+	b       *Bucket
+	store   *thanosstore.BucketStore
+	queries thanosquery.QueryableCreator
+	dropped *prometheus.CounterVec
+	loaded  prometheus.Gauge
+	failed  prometheus.Counter
+}
+
+func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
+	own := promauto.With(b.o.Registerer)
+	r := &reader{
+		b: b,
+		dropped: own.NewCounterVec(prometheus.CounterOpts{
+			Name: "tocsin_bucket_unread_blocks_total",
+			Help: "Times that a look at the bucket left a block out of what queries read, by reason: foreign (of another cluster), future, replaced (another block has its windows whole), broken.",
+		}, []string{"reason"}),
+		failed: own.NewCounter(prometheus.CounterOpts{
+			Name: "tocsin_bucket_read_sync_failures_total",
+			Help: "Attempts to load the list of blocks for queries that failed. They are repeated.",
+		}),
+	}
+	cache, err := storecache.NewInMemoryIndexCacheWithConfig(b.kit, nil, reg, storecache.InMemoryIndexCacheConfig{
+		MaxSize: thanosmodel.Bytes(indexCacheBytes), MaxItemSize: thanosmodel.Bytes(indexCacheItem),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the index cache: %w", err)
+	}
+	// No filter here asks the bucket for more than the listing but that for deletion marks.
+	filters := []block.MetadataFilter{
+		readable{r},
+		block.NewIgnoreDeletionMarkFilter(b.kit, b.bkt, b.compactor.deleteDelay/2, metaConcurrency),
+		block.NewDeduplicateFilter(metaConcurrency),
+	}
+	fetcher := b.metas.NewMetaFetcher(prometheus.WrapRegistererWithPrefix("read_", reg), filters)
+	// Without a pool of chunks: in this process whoever reads still holds what would go back to it.
+	r.store, err = thanosstore.NewBucketStore(b.bkt, fetcher, filepath.Join(b.o.Dir, "headers"),
+		thanosstore.NewChunksLimiterFactory(maxReadChunks), thanosstore.NewSeriesLimiterFactory(maxReadSeries),
+		thanosstore.NewBytesLimiterFactory(maxReadBytes), thanosstore.NewGapBasedPartitioner(thanosstore.PartitionerMaxGapSize),
+		metaConcurrency, thanosstore.DefaultPostingOffsetInMemorySampling, false, true, readIdle,
+		thanosstore.WithLogger(b.kit), thanosstore.WithRegistry(prometheus.WrapRegistererWithPrefix("thanos_", b.o.Registerer)),
+		thanosstore.WithIndexCache(cache),
+		thanosstore.WithIndexHeaderLazyDownloadStrategy(indexheader.AlwaysLazyDownloadIndexHeader))
+	if err != nil {
+		return nil, fmt.Errorf("make the reader of the bucket: %w", err)
+	}
+	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), newSkipping(b, r.store),
+		readersAtOnce, readTimeout, dedup.AlgorithmPenalty, 0)
+	return r, nil
+}
+
+// run loads and drops blocks as they come and go.
+func (r *reader) run(ctx context.Context) error {
+	every := min(lookEvery, max(time.Second, r.b.o.Window/12))
+	sync := r.store.InitialSync
+	for failures := 0; ; {
+		wait := every
+		if err := sync(ctx); err != nil && ctx.Err() == nil {
+			r.failed.Inc()
+			wait = max(every, pause(failures))
+			failures++
+			r.b.logger.Warn("cannot load the blocks of the bucket for queries; it is tried again", "in", wait.Round(time.Millisecond),
+				"err", r.b.o.Config.Bucket.Redact(err.Error()))
+		} else {
+			sync, failures = r.store.SyncBlocks, 0
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (r *reader) close() error { return r.store.Close() }
+
+// At is the data of the bucket, at a resolution of at most that; 0 is every sample.
+func (b *Bucket) At(resolution time.Duration) storage.Queryable {
+	return b.reader.queries(true, []string{neverALabel}, nil, resolution.Milliseconds(), true, false, nil, thanosquery.NoopSeriesStatsReporter)
+}
+
+// Until is up to when, in Unix milliseconds, the bucket has windows whole: the end of the last one, 0 where there is none.
+func (b *Bucket) Until() int64 {
+	v, err := b.catalogue.last()
+	if err != nil {
+		return 0
+	}
+	end := int64(0)
+	for begin, whole := range v.covered {
+		if whole {
+			end = max(end, begin+b.o.Window.Milliseconds())
+		}
+	}
+	return end
+}
+
+// readable leaves the blocks that queries may read, with their labels taken off.
+type readable struct{ r *reader }
+
+var errBlockMeta = errors.New("a block's meta.json contradicts itself")
+
+// Filter implements block.MetadataFilter.
+func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, _, _ block.GaugeVec) error {
+	shared := f.r.b.shared()
+	latest := time.Now().Add(fromTheFuture).UnixMilli()
+	whole, compacted := map[int64]ulid.ULID{}, map[int64]bool{}
+	drop := func(id ulid.ULID, reason string) {
+		f.r.dropped.WithLabelValues(reason).Inc()
+		delete(metas, id)
+	}
+	for id, m := range metas {
+		switch {
+		case checkMeta(id, m) != nil:
+			drop(id, "broken")
+		case !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared):
+			drop(id, "foreign")
+		case m.MaxTime > latest:
+			drop(id, "future")
+		case !f.r.b.catalogue.trusted(id):
+			drop(id, "broken")
+		default:
+			if begin, ok, ours := nameWindow(id, f.r.b.o.Window); ours && ok {
+				// Two replicas may have uploaded it: everybody reads the same one.
+				if other, there := whole[begin]; !there || id.Compare(other) < 0 {
+					whole[begin] = id
+				}
+			}
+		}
+	}
+	for id, m := range metas {
+		for _, source := range m.Compaction.Sources {
+			if begin, ok, ours := nameWindow(source, f.r.b.o.Window); ours && ok && source != id && m.Thanos.Downsample.Resolution == 0 {
+				compacted[begin] = true
+			}
+		}
+	}
+	for id, m := range metas {
+		if begin, _, ours := nameWindow(id, f.r.b.o.Window); ours {
+			if compacted[begin] {
+				drop(id, "replaced")
+				continue
+			}
+			if best, there := whole[begin]; there && best != id {
+				drop(id, "replaced")
+				continue
+			}
+		}
+		// The others use the same one.
+		bare := *m
+		bare.Thanos.Labels = map[string]string{}
+		metas[id] = &bare
+	}
+	return nil
+}
+
+// checkMeta refuses what no program has written.
+func checkMeta(id ulid.ULID, m *metadata.Meta) error {
+	if m.ULID != id || m.MinTime > m.MaxTime || m.Thanos.Downsample.Resolution < 0 {
+		return fmt.Errorf("block %s: %w", id, errBlockMeta)
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+package bucket
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/stretchr/testify/require"
+	"github.com/thanos-io/thanos/pkg/block"
+	"github.com/thanos-io/thanos/pkg/block/metadata"
+)
+
+// found is what a queryable has within [mint, maxt], by series and time.
+func found(t *testing.T, from storage.Queryable, mint, maxt int64) (map[string]map[int64]float64, []error) {
+	t.Helper()
+	q, err := from.Querier(mint, maxt)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, q.Close()) }()
+	all := map[string]map[int64]float64{}
+	set := q.Select(context.Background(), true, nil, labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+"))
+	for set.Next() {
+		in := map[int64]float64{}
+		it := set.At().Iterator(nil)
+		for it.Next() == chunkenc.ValFloat {
+			at, v := it.At()
+			in[at] = v
+		}
+		require.NoError(t, it.Err())
+		require.NotContains(t, all, set.At().Labels().String())
+		all[set.At().Labels().String()] = in
+	}
+	require.NoError(t, set.Err())
+	return all, set.Warnings().AsErrors()
+}
+
+// inBucket has n windows of series with labels like those of blocks in the bucket.
+func inBucket(t *testing.T, n int) (c *cluster, r *replica, end int64) {
+	t.Helper()
+	c = newTestCluster(t, "a", "b")
+	r = c.replica("a")
+	other := c.replica("b")
+	own := labels.FromStrings("__name__", "test_zones", "cluster", "mine", "replica", "2", "zone", "eu")
+	for _, x := range []*replica{r, other} {
+		for _, at := range c.samples(n) {
+			x.append(at)
+			app := x.store.Appender(context.Background())
+			_, err := app.Append(0, own, at, float64(at%1000))
+			require.NoError(t, err)
+			require.NoError(t, app.Commit())
+		}
+		x.scrapeNothing(n)
+	}
+	for range 2 {
+		for _, x := range []*replica{r, other} {
+			x.round()
+		}
+	}
+	require.Len(t, c.readable(), n)
+	end = c.begin + int64(n)*testWindow.Milliseconds()
+	return c, r, end
+}
+
+// scrapeNothing waits until n windows are in blocks.
+func (r *replica) scrapeNothing(n int) {
+	r.t.Helper()
+	end := r.begin + int64(n)*testWindow.Milliseconds()
+	require.Eventually(r.t, func() bool {
+		written, err := r.store.Written()
+		return err == nil && written >= end
+	}, testPatience, 10*time.Millisecond)
+}
+
+func TestWhatIsReadIsWhatWasWritten(t *testing.T) {
+	c, r, end := inBucket(t, 3)
+	r.bucket.reader.sync(t)
+	want, _ := found(t, r.store.Local(), c.begin, end-1)
+	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
+	require.Empty(t, warnings)
+	require.Len(t, want, testSeries+1)
+	require.Equal(t, want, got)
+	require.Equal(t, end, r.bucket.Until())
+	// Bounds are exact.
+	middle := c.samples(3)[20]
+	want, _ = found(t, r.store.Local(), middle, middle+2*testEvery.Milliseconds())
+	got, _ = found(t, r.bucket.At(0), middle, middle+2*testEvery.Milliseconds())
+	require.Equal(t, want, got)
+	q, err := r.bucket.At(0).Querier(c.begin, end)
+	require.NoError(t, err)
+	names, _, err := q.LabelNames(context.Background(), nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"__name__", "cluster", "instance", "replica", "zone"}, names)
+	values, _, err := q.LabelValues(context.Background(), "replica", nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"2"}, values)
+	require.NoError(t, q.Close())
+}
+
+func (r *reader) sync(t *testing.T) {
+	t.Helper()
+	_, err := r.b.catalogue.look(context.Background())
+	require.NoError(t, err)
+	require.NoError(t, r.store.SyncBlocks(context.Background()))
+}
+
+// TestOneOfTwoUploadsIsRead has a window in the bucket twice.
+func TestOneOfTwoUploadsIsRead(t *testing.T) {
+	c, r, end := inBucket(t, 2)
+	id := c.readable()[0]
+	begin, _, _ := nameWindow(mustParse(t, id), testWindow)
+	again, err := windowName(time.Now(), begin, true)
+	require.NoError(t, err)
+	require.NoError(t, os.CopyFS(filepath.Join(c.dir, again.String()), os.DirFS(filepath.Join(c.dir, id))))
+	editMeta(t, filepath.Join(c.dir, again.String()), again)
+	r.bucket.reader.sync(t)
+	want, _ := found(t, r.store.Local(), c.begin, end-1)
+	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
+	require.Empty(t, warnings)
+	require.Equal(t, want, got)
+}
+
+// TestGarbageInTheBucket holds that what is broken costs its own time alone, and is said.
+func TestGarbageInTheBucket(t *testing.T) {
+	c, r, end := inBucket(t, 3)
+	require.NoError(t, os.MkdirAll(filepath.Join(c.dir, "01ARZ3NDEKTSV4RRFFQ69G5FAV"), 0o700))
+	for name, content := range map[string]string{
+		"01ARZ3NDEKTSV4RRFFQ69G5FAV/meta.json": "{}", "01ARZ3NDEKTSV4RRFFQ69G5FBV/meta.json": `{"version":9}`,
+		"01ARZ3NDEKTSV4RRFFQ69G5FCV/meta.json": "no json", "01ARZ3NDEKTSV4RRFFQ69G5FDV/index": "no index", "garbage/object": "x", "x": "y",
+	} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(c.dir, name)), 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(c.dir, name), []byte(content), 0o600))
+	}
+	r.bucket.reader.sync(t)
+	want, _ := found(t, r.store.Local(), c.begin, end-1)
+	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
+	require.Empty(t, warnings)
+	require.Equal(t, want, got)
+
+	// A block of which the chunks are cut off.
+	broken := c.readable()[0]
+	start, _, _ := nameWindow(mustParse(t, broken), testWindow)
+	chunks := filepath.Join(c.dir, broken, block.ChunksDirname, "000001")
+	require.NoError(t, os.Truncate(chunks, 100))
+	got, warnings = found(t, r.bucket.At(0), c.begin, end-1)
+	require.NotEmpty(t, warnings)
+	rest := 0
+	for name, samples := range got {
+		for at, v := range samples {
+			require.Equal(t, want[name][at], v)
+			if at < start || start+testWindow.Milliseconds() <= at {
+				rest++
+			}
+		}
+	}
+	require.Equal(t, 2*len(want)*int(testWindow/testEvery), rest)
+}
+
+func mustParse(t *testing.T, name string) ulid.ULID {
+	t.Helper()
+	id, err := ulid.Parse(name)
+	require.NoError(t, err)
+	return id
+}
+
+// editMeta gives a copied block its own name.
+func editMeta(t *testing.T, dir string, id ulid.ULID) {
+	t.Helper()
+	meta, err := metadata.ReadFromDir(dir)
+	require.NoError(t, err)
+	meta.ULID, meta.Compaction.Sources = id, []ulid.ULID{id}
+	meta.Thanos.Labels["replica"] = "copy"
+	require.NoError(t, meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, dir))
+}

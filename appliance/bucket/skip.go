@@ -1,0 +1,154 @@
+package bucket
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gogo/protobuf/types"
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/thanos-io/thanos/pkg/block"
+	thanosstore "github.com/thanos-io/thanos/pkg/store"
+	"github.com/thanos-io/thanos/pkg/store/hintspb"
+	"github.com/thanos-io/thanos/pkg/store/storepb"
+)
+
+const (
+	// skipFor is how long a block that could not be read is left out.
+	skipFor = 10 * time.Minute
+	// maxSkips bounds how many blocks are found unreadable by one select.
+	maxSkips = 8
+)
+
+var blockName = regexp.MustCompile(`\b[0-7][0-9A-HJKMNP-TV-Z]{25}\b`)
+
+// skipping leaves out blocks that cannot be read: Thanos's store fails a whole select because of one of them. What it would have had
+// is a warning.
+type skipping struct {
+	*thanosstore.BucketStore
+	b *Bucket
+
+	mtx sync.Mutex
+	bad map[ulid.ULID]unreadable
+}
+
+type unreadable struct {
+	until time.Time
+	why   string
+}
+
+func newSkipping(b *Bucket, s *thanosstore.BucketStore) *skipping {
+	k := &skipping{BucketStore: s, b: b, bad: map[ulid.ULID]unreadable{}}
+	promauto.With(b.o.Registerer).NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tocsin_bucket_unreadable_blocks",
+		Help: "Blocks of the bucket that queries leave out for a while, because they could not be read.",
+	}, func() float64 { return float64(len(k.skipped())) })
+	return k
+}
+
+// skipped are the blocks that are left out now, and why.
+func (k *skipping) skipped() map[ulid.ULID]unreadable {
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(k.bad, func(_ ulid.ULID, u unreadable) bool { return now.After(u.until) })
+	return maps.Clone(k.bad)
+}
+
+// Series implements storepb.StoreServer.
+func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesServer) error {
+	for tries := 0; ; tries++ {
+		bad := k.skipped()
+		asked := *req
+		if len(bad) > 0 {
+			hints, err := leaveOut(bad)
+			if err != nil {
+				return err
+			}
+			asked.Hints = hints
+		}
+		held := &heldBack{Store_SeriesServer: srv}
+		err := k.BucketStore.Series(&asked, held)
+		if err == nil {
+			for id, u := range bad {
+				if err := k.warn(id, u, req, srv); err != nil {
+					return err
+				}
+			}
+			return held.release()
+		}
+		id, ok := k.culprit(err)
+		if _, again := bad[id]; !ok || again || tries >= maxSkips || srv.Context().Err() != nil {
+			return err
+		}
+		k.b.logger.Warn("a block of the bucket cannot be read; queries leave it out", "block", id, "for", skipFor, "err", err)
+		k.mtx.Lock()
+		k.bad[id] = unreadable{time.Now().Add(skipFor), err.Error()}
+		k.mtx.Unlock()
+	}
+}
+
+// warn tells of a block that is left out, if it would have had something to say.
+func (k *skipping) warn(id ulid.ULID, u unreadable, req *storepb.SeriesRequest, srv storepb.Store_SeriesServer) error {
+	if v, err := k.b.catalogue.last(); err == nil {
+		if m := v.blocks[id]; m == nil || m.MaxTime < req.MinTime || req.MaxTime < m.MinTime {
+			return nil
+		}
+	}
+	return srv.Send(storepb.NewWarnSeriesResponse(fmt.Errorf("block %s is left out, because it could not be read: %s", id, u.why)))
+}
+
+// culprit is the block that an error is about.
+func (k *skipping) culprit(err error) (ulid.ULID, bool) {
+	v, lookErr := k.b.catalogue.last()
+	for _, name := range blockName.FindAllString(err.Error(), -1) {
+		id, parseErr := ulid.ParseStrict(name)
+		if parseErr == nil && (lookErr != nil || v.blocks[id] != nil) {
+			return id, true
+		}
+	}
+	return ulid.ULID{}, false
+}
+
+func leaveOut(bad map[ulid.ULID]unreadable) (*types.Any, error) {
+	var names []string
+	for id := range bad {
+		names = append(names, id.String())
+	}
+	slices.Sort(names)
+	hints, err := types.MarshalAny(&hintspb.SeriesRequestHints{BlockMatchers: []storepb.LabelMatcher{
+		{Type: storepb.LabelMatcher_NRE, Name: block.BlockIDLabel, Value: strings.Join(names, "|")},
+	}})
+	if err != nil {
+		return nil, errors.Join(errors.New("leave out blocks that cannot be read"), err)
+	}
+	return hints, nil
+}
+
+// heldBack keeps an answer until it is known to be whole.
+type heldBack struct {
+	storepb.Store_SeriesServer
+	answers []*storepb.SeriesResponse
+}
+
+// Send implements storepb.Store_SeriesServer.
+func (h *heldBack) Send(r *storepb.SeriesResponse) error {
+	h.answers = append(h.answers, r)
+	return nil
+}
+
+func (h *heldBack) release() error {
+	for _, r := range h.answers {
+		if err := h.Store_SeriesServer.Send(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
