@@ -649,8 +649,8 @@ func (c *bucketCluster) unbroken(who string, d healData, from, to time.Time) err
 		last, before := from, -1.0
 		for _, ts := range s.sorted() {
 			at := time.UnixMilli(ts)
-			if hole := at.Sub(last); hole > bucketHole {
-				return &hole{fmt.Sprintf("%s has a hole of %s before %s", who, hole, at.Format("15:04:05.000"))}
+			if pause := at.Sub(last); pause > bucketHole {
+				return &hole{fmt.Sprintf("%s has a hole of %s before %s", who, pause, at.Format("15:04:05.000"))}
 			}
 			var v float64
 			if _, err := fmt.Sscan(s[ts], &v); err != nil {
@@ -661,8 +661,8 @@ func (c *bucketCluster) unbroken(who string, d healData, from, to time.Time) err
 			}
 			last, before = at, v
 		}
-		if hole := to.Sub(last); hole > bucketHole {
-			return &hole{fmt.Sprintf("%s has a hole of %s after %s", who, hole, last.Format("15:04:05.000"))}
+		if pause := to.Sub(last); pause > bucketHole {
+			return &hole{fmt.Sprintf("%s has a hole of %s after %s", who, pause, last.Format("15:04:05.000"))}
 		}
 		if most := int(to.Sub(from).Seconds()*1.1) + 3; len(s) > most {
 			return fmt.Errorf("%s has %d samples in %s: some are there twice", who, len(s), to.Sub(from))
