@@ -26,6 +26,10 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 	// Its last word is when scraping ended.
 	add(&g, "ledger", a.gated(a.ledger.Run))
 	add(&g, "heal", a.gated(a.heal.Run))
+	// What it is uploading it goes on with after the next start.
+	if a.bucket != nil {
+		add(&g, "bucket", a.bucket.Run)
+	}
 	// After the rules, so that their last alerts are still delivered. It does not wait for the store: a replica that
 	// replays for minutes still takes alerts from outside.
 	add(&g, "alert", a.alert.Run)

@@ -28,6 +28,7 @@ import (
 	v1 "github.com/prometheus/prometheus/web/api/v1"
 
 	"github.com/tocsin-io/tocsin/appliance/alert"
+	"github.com/tocsin-io/tocsin/appliance/bucket"
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/evaluate"
 	"github.com/tocsin-io/tocsin/appliance/federate"
@@ -62,6 +63,7 @@ type Appliance struct {
 	store    *store.Store
 	ledger   *store.Ledger
 	heal     *heal.Heal
+	bucket   *bucket.Bucket // nil without a bucket section
 	scrape   *scrape.Scrape
 	federate *federate.Federate
 	evaluate *evaluate.Evaluate
@@ -143,6 +145,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	o.HostMetrics = late(func() http.Handler { return a.scrape.HostMetrics() })
 	o.Cluster = late(a.cluster)
 	o.Gaps = late(func() http.Handler { return a.heal.Handler() })
+	o.Bucket = late(a.bucketAPI)
 	o.Reload, o.Ready, o.Status = a.Reload, a.Ready, a.status
 	o.Version = web.Version(opts.Version.api())
 	if opts.EnableQuit {
@@ -192,6 +195,12 @@ func New(opts Options) (_ *Appliance, err error) {
 	a.zone = a.findZone(cfg)
 	if cfg.Cluster != nil {
 		if err := a.newMesh(cfg); err != nil {
+			return nil, err
+		}
+	}
+
+	if cfg.Bucket != nil {
+		if err := a.newBucket(cfg); err != nil {
 			return nil, err
 		}
 	}
@@ -341,7 +350,7 @@ func (a *Appliance) selfFor(prefix string) (config.Self, error) {
 		return config.Self{}, err
 	}
 	u := url.URL{Host: address}
-	return config.Self{Address: address, RoutePrefix: prefix, Instance: a.host + ":" + u.Port()}, nil
+	return config.Self{Address: address, RoutePrefix: prefix, Instance: a.host + ":" + u.Port(), StoragePath: a.opts.StoragePath}, nil
 }
 
 // limitMemory has the runtime collect garbage harder before the machine or its cgroup runs out, as upstream's main

@@ -46,6 +46,9 @@ func (a *Appliance) steps() []step {
 		{"evaluate", a.evaluate},
 		{"tracing", prepareFunc(a.prepareTracing)},
 	}
+	if a.bucket != nil {
+		steps = append(steps, step{"bucket", a.bucket})
+	}
 	if a.mesh != nil {
 		steps = append(steps, step{"mesh", a.mesh})
 	}

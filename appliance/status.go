@@ -42,6 +42,7 @@ func (a *Appliance) status() web.Status {
 	}
 	a.clusterStatus(&s)
 	a.gapStatus(&s)
+	a.bucketStatus(&s)
 	a.ruleStatus(&s)
 	a.storageStatus(&s)
 	ctx, cancel := context.WithTimeout(context.Background(), summaryTimeout)

@@ -27,6 +27,8 @@ const (
 	// meshPatience is how long rules wait for the other replicas after a start: without them, what this replica missed
 	// would look absent.
 	meshPatience = 10 * time.Second
+	// queryPatience is how long a query waits for them, for the same reason. Somebody waits for its answer.
+	queryPatience = 3 * time.Second
 )
 
 // newHeal wires what makes this replica's data whole.
@@ -47,7 +49,23 @@ func (a *Appliance) newHeal() (*heal.Heal, error) {
 // latePeers is the other replicas for queries: healing, which knows them, is built after queries.
 type latePeers struct{ a *Appliance }
 
-func (p latePeers) Available() bool { return p.a.heal != nil && p.a.heal.Peers().Available() }
+// Available counts others that are still looked for: a query that is put to a replica at its start would find a hole
+// otherwise, in whatever it missed before.
+func (p latePeers) Available() bool {
+	return p.a.heal != nil && (!p.a.mesh.Settled() || p.a.heal.Peers().Available())
+}
+
+// Found waits for the mesh. It is there within a second, unless nobody else is.
+func (p latePeers) Found(ctx context.Context) bool {
+	if !p.a.mesh.Settled() {
+		ctx, cancel := context.WithTimeout(ctx, queryPatience)
+		defer cancel()
+		if err := p.a.mesh.WaitReady(ctx); err != nil {
+			p.a.component("query").Debug("a query goes on without the other replicas", "waited", queryPatience, "err", err)
+		}
+	}
+	return p.a.heal.Peers().Available()
+}
 
 func (p latePeers) Select(ctx context.Context, i store.Interval, ms ...*labels.Matcher) ([]store.ForeignSeries, annotations.Annotations, error) {
 	return p.a.heal.Peers().Select(ctx, i, ms...)

@@ -65,6 +65,8 @@ func (o *Options) validate() error {
 		return errors.New("bucket: the configuration has no bucket section")
 	case o.Dir == "" || o.Replica == "":
 		return errors.New("bucket: Options.Dir or Options.Replica is missing")
+	case o.External().IsEmpty():
+		return errors.New("bucket: there are no external labels: blocks in object storage need at least one, such as replica, to tell whose they are")
 	case o.Window <= 0:
 		return fmt.Errorf("bucket: a window of %s is none", o.Window)
 	}
@@ -86,6 +88,7 @@ type Bucket struct {
 	// metas reads the meta.json of all blocks, for everybody who wants to know what is there.
 	metas     *block.BaseFetcher
 	catalogue *catalogue
+	uploader  *uploader
 }
 
 // New makes the client. It does not ask the bucket anything: that may be away.
@@ -107,6 +110,7 @@ func New(o Options) (*Bucket, error) {
 		return nil, fmt.Errorf("read the blocks of the bucket: %w", err)
 	}
 	b.catalogue = newCatalogue(b, reg)
+	b.uploader = newUploader(b)
 	return b, nil
 }
 
@@ -114,6 +118,7 @@ func New(o Options) (*Bucket, error) {
 func (b *Bucket) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.catalogue.run(ctx) })
+	g.Go(func() error { return b.uploader.run(ctx) })
 	return g.Wait()
 }
 

@@ -32,14 +32,20 @@ type catalogue struct {
 	partial prometheus.Gauge
 	age     prometheus.GaugeFunc
 
+	looking sync.Mutex // Upstream's fetcher is for one at a time.
+
 	mtx  sync.Mutex
 	view *view
 	err  error // of the last look
+	// bad are blocks that lack something of what their meta.json promises.
+	bad map[ulid.ULID]struct{}
 }
 
 // view is what one look at the bucket saw. It is read-only.
 type view struct {
 	at time.Time
+	// since is from when on no look failed.
+	since time.Time
 	// blocks are all with a readable meta.json, partial those without, and why.
 	blocks  map[ulid.ULID]*metadata.Meta
 	partial map[ulid.ULID]error
@@ -52,6 +58,7 @@ func newCatalogue(b *Bucket, reg prometheus.Registerer) *catalogue {
 	c := &catalogue{
 		b:       b,
 		fetcher: b.metas.NewMetaFetcher(reg, nil),
+		bad:     map[ulid.ULID]struct{}{},
 		blocks: own.NewGauge(prometheus.GaugeOpts{
 			Name: "tocsin_bucket_blocks",
 			Help: "Blocks in the bucket with a readable meta.json.",
@@ -90,6 +97,8 @@ func (c *catalogue) run(ctx context.Context) error {
 
 // look lists the bucket now.
 func (c *catalogue) look(ctx context.Context) (*view, error) {
+	c.looking.Lock()
+	defer c.looking.Unlock()
 	metas, partial, err := c.fetcher.Fetch(ctx)
 	if err != nil {
 		err = fmt.Errorf("list the blocks of the bucket: %w", err)
@@ -98,13 +107,58 @@ func (c *catalogue) look(ctx context.Context) (*view, error) {
 		c.mtx.Unlock()
 		return nil, err
 	}
-	v := &view{at: time.Now(), blocks: metas, partial: partial, covered: covered(metas, c.b.shared(), c.b.o.Window)}
+	now := time.Now()
+	v := &view{at: now, since: now, blocks: metas, partial: partial}
 	c.blocks.Set(float64(len(metas)))
 	c.partial.Set(float64(len(partial)))
 	c.mtx.Lock()
+	defer c.mtx.Unlock()
+	for id := range c.bad {
+		if metas[id] == nil {
+			delete(c.bad, id)
+		}
+	}
+	if c.view != nil && c.err == nil {
+		v.since = c.view.since
+	}
+	v.covered = covered(metas, c.bad, c.b.shared(), c.b.o.Window)
 	c.view, c.err = v, nil
-	c.mtx.Unlock()
 	return v, nil
+}
+
+// trust says whether a block has all that its meta.json promises. One that has not covers nothing.
+func (c *catalogue) trust(id ulid.ULID, ok bool) {
+	shared := c.b.shared()
+	c.mtx.Lock()
+	defer c.mtx.Unlock()
+	if _, bad := c.bad[id]; bad != ok {
+		return
+	}
+	if ok {
+		delete(c.bad, id)
+	} else {
+		c.bad[id] = struct{}{}
+	}
+	if c.view != nil {
+		v := *c.view
+		v.covered = covered(v.blocks, c.bad, shared, c.b.o.Window)
+		c.view = &v
+	}
+}
+
+// trusted tells whether nothing is known to be wrong with a block.
+func (c *catalogue) trusted(id ulid.ULID) bool {
+	c.mtx.Lock()
+	defer c.mtx.Unlock()
+	_, bad := c.bad[id]
+	return !bad
+}
+
+// problem is why the last look failed, nil if it did not.
+func (c *catalogue) problem() error {
+	c.mtx.Lock()
+	defer c.mtx.Unlock()
+	return c.err
 }
 
 // last is what the last look that did not fail saw.
@@ -120,10 +174,13 @@ func (c *catalogue) last() (*view, error) {
 	return nil, errNotLooked
 }
 
-// covered reads the windows off the sources of our blocks.
-func covered(metas map[ulid.ULID]*metadata.Meta, shared labels.Labels, length time.Duration) map[int64]bool {
+// covered reads the windows off the sources of our blocks, but of bad ones.
+func covered(metas map[ulid.ULID]*metadata.Meta, bad map[ulid.ULID]struct{}, shared labels.Labels, length time.Duration) map[int64]bool {
 	windows := map[int64]bool{}
-	for _, m := range metas {
+	for id, m := range metas {
+		if _, ok := bad[id]; ok {
+			continue
+		}
 		if m.Thanos.Downsample.Resolution != 0 || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
 			continue
 		}

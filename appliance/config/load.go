@@ -19,6 +19,7 @@ const (
 	sectionReplica      = "replica"
 	sectionCluster      = "cluster"
 	sectionFederation   = "federation"
+	sectionBucket       = "bucket"
 )
 
 // loader reads one configuration and collects what is wrong with it.
@@ -58,6 +59,10 @@ func (l *loader) load(path string) (*Config, error) {
 func (l *loader) finish(cfg *Config, doc *section) (*Config, error) {
 	if doc == nil {
 		doc = newSection("", "", "", "", nil)
+		var err error
+		if cfg.Bucket, err = builtinBucket(l.self); err != nil {
+			return nil, err
+		}
 	}
 	at := l.topLevel(doc)
 	l.prometheus(cfg, doc, at[sectionPrometheus])
@@ -65,6 +70,7 @@ func (l *loader) finish(cfg *Config, doc *section) (*Config, error) {
 	l.replica(cfg, doc, at[sectionReplica])
 	l.cluster(cfg, doc, at[sectionCluster])
 	l.federation(cfg, doc, at[sectionFederation])
+	l.bucket(cfg, doc, at[sectionBucket])
 	l.take(doc)
 	if len(l.found) > 0 {
 		return nil, l.found.tidy(l.path)
@@ -79,7 +85,7 @@ func (l *loader) take(s *section) {
 
 // topLevel checks the names of the sections and gives their values.
 func (l *loader) topLevel(doc *section) map[string]*yaml.Node {
-	known := []string{sectionPrometheus, sectionAlertmanager, sectionReplica, sectionCluster, sectionFederation}
+	known := []string{sectionPrometheus, sectionAlertmanager, sectionReplica, sectionCluster, sectionFederation, sectionBucket}
 	at := map[string]*yaml.Node{}
 	if doc.root == nil {
 		return at

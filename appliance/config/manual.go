@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+
+	"github.com/thanos-io/objstore"
 )
 
 // Manual is the reference manual of tocsin.yml in Markdown. It is written from
@@ -29,6 +31,12 @@ func Manual() string {
 	fields(&b, "federation[].metrics[].", reflect.TypeFor[Metric]())
 	b.WriteString("\n" + manualFederationExample)
 
+	b.WriteString("\n## bucket\n\n" + manualBucket)
+	fields(&b, "bucket.", reflect.TypeFor[Bucket]())
+	b.WriteString("\n`bucket.retention`:\n\n")
+	fields(&b, "bucket.retention.", reflect.TypeFor[BucketRetention]())
+	b.WriteString("\n" + manualCredentials())
+
 	fmt.Fprintf(&b, "\n## Limits\n\n"+manualLimits,
 		CeilingBodyBytes>>20, CeilingSamples, CeilingLabels, CeilingLabelBytes>>10)
 
@@ -44,7 +52,7 @@ func fields(b *strings.Builder, prefix string, t reflect.Type) {
 	b.WriteString("| Field | Type | Default | Reloads | Meaning |\n|---|---|---|---|---|\n")
 	for f := range structFields(t) {
 		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		if name == "-" {
+		if name == "-" || !f.IsExported() {
 			continue
 		}
 		shown, kind := "`"+prefix+name+"`", typeInWords(f.Type)
@@ -75,6 +83,10 @@ func typeInWords(t reflect.Type) string {
 		return "duration"
 	case "Base2Bytes":
 		return "size"
+	case "ObjstoreConfig":
+		return "mapping"
+	case "ProxyURL":
+		return "url"
 	}
 	switch t.Kind() {
 	case reflect.Pointer:
@@ -86,6 +98,8 @@ func typeInWords(t reflect.Type) string {
 		return "list of " + typeInWords(t.Elem()) + "s"
 	case reflect.Map:
 		return "mapping of strings"
+	case reflect.Struct:
+		return "mapping"
 	case reflect.Uint:
 		return "number"
 	}
@@ -107,6 +121,7 @@ an error. What needs a restart is a flag ([cli.md](cli.md)), what reloads is in 
 | ` + "`replica`" + ` | which of the replicas this is | name: the host name, zone: found out |
 | ` + "`cluster`" + ` | which replicas belong together, and how they find each other | this replica stands alone: nothing is gossiped, no port is opened for it |
 | ` + "`federation`" + ` | Prometheus servers to pull chosen metrics from | none |
+| ` + "`bucket`" + ` | the object storage that blocks go to | none; without a file at all, a folder of the data directory |
 
 **Paths.** A relative path is relative to the file it stands in: in ` + "`tocsin.yml`" + ` to the folder of ` + "`tocsin.yml`" + `, in an outside
 ` + "`prometheus.yml`" + ` to the folder of that file.
@@ -189,6 +204,52 @@ const manualFederationExample = "```yaml\n" + `federation:
       - match: up
         labels: [job, instance]
 ` + "```\n"
+
+const manualBucket = `Where in object storage blocks go. Adding or removing the section needs a restart. Without a file at all there is a bucket of type
+FILESYSTEM in the folder ` + "`bucket`" + ` of the data directory.
+
+`
+
+// manualCredentials lists the fields that can come from files, as the reader knows them.
+func manualCredentials() string {
+	var b strings.Builder
+	b.WriteString(manualCredentialsHead)
+	b.WriteString("| Type | Fields that a file can hold | Without them |\n|---|---|---|\n")
+	for _, name := range providerNames() {
+		p := providers[objstore.ObjProvider(name)]
+		if len(p.secrets) > 0 {
+			fmt.Fprintf(&b, "| %s | `%s` | %s |\n", name, strings.Join(p.secrets, "`, `"), p.without)
+		}
+	}
+	return b.String() + manualCredentialsTail
+}
+
+const manualCredentialsHead = `Each credential in ` + "`config`" + ` can come from a file: instead of ` + "`secret_key: VALUE`" + ` write ` + "`secret_key_file: PATH`" + `. White space at the
+begin and the end of the content is not part of it, and 64 KiB are the most. The file is read at the start and at each reload.
+
+`
+
+const manualCredentialsTail = `
+Every path in ` + "`config`" + ` may be relative: ` + "`directory`" + ` of FILESYSTEM, the files below ` + "`http_config.tls_config`" + `, ` + "`sse_config.encryption_key`" + ` of S3.
+` + "`trace`" + ` of S3 is refused: it would write credentials to the log.
+
+` + "`proxy_url`" + ` is for the requests to the storage itself. Who has no credentials in ` + "`config`" + ` gets them from the machine or from a token service by
+the provider's own library, and that knows only the proxy of the environment variables.
+
+` + "```yaml" + `
+bucket:
+  type: S3
+  config:
+    bucket: tocsin
+    endpoint: s3.eu-central-1.amazonaws.com
+    region: eu-central-1
+    access_key_file: secrets/access_key
+    secret_key_file: secrets/secret_key
+  prefix: production
+  proxy_url: http://proxy.example.org:3128
+  retention: {raw: 30d, 5m: 180d, 1h: 2y}
+` + "```" + `
+`
 
 const manualLimits = `A target or upstream that exceeds a limit costs bounded memory: that scrape is refused with a sentence and the target is marked down,
 all others go on.

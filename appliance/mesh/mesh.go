@@ -429,6 +429,18 @@ func (m *Mesh) WaitReady(ctx context.Context) error {
 	}
 }
 
+// Settled tells whether WaitReady would not wait.
+func (m *Mesh) Settled() bool {
+	select {
+	case <-m.ready:
+		return true
+	case <-m.finished:
+		return true
+	default:
+		return false
+	}
+}
+
 func (m *Mesh) settle(why string) {
 	m.readyOnce.Do(func() {
 		m.logger.Info("the mesh is ready", "why", why, "members", m.table.countAlive())

@@ -39,8 +39,10 @@ type Peers interface {
 	Select(ctx context.Context, iv store.Interval, ms ...*labels.Matcher) ([]store.ForeignSeries, annotations.Annotations, error)
 	LabelValues(ctx context.Context, name string, iv store.Interval, ms ...*labels.Matcher) ([]string, annotations.Annotations, error)
 	LabelNames(ctx context.Context, iv store.Interval, ms ...*labels.Matcher) ([]string, annotations.Annotations, error)
-	// Available tells whether any other replica is there to be asked.
+	// Available tells whether any other replica is there to be asked, or is still being looked for after a start.
 	Available() bool
+	// Found waits until the others had a moment to be found after a start, and tells whether there is anybody to ask.
+	Found(ctx context.Context) bool
 }
 
 // localKey marks a context whose selects are answered from this replica's own data alone.
@@ -235,7 +237,10 @@ func askAll[T any](ctx context.Context, q *splicing, p *plan,
 		warnings.Add(fmt.Errorf("%w: this replica is replaying its write-ahead log: the answer is the other replicas' alone",
 			annotations.PromQLWarning))
 	}
-	if !q.c.peers.Available() {
+	if !q.c.peers.Found(ctx) {
+		if ctx.Err() != nil {
+			return nil, nil, ended(ctx)
+		}
 		q.c.failures.Inc()
 		if replaying {
 			return nil, nil, tsdb.ErrNotReady

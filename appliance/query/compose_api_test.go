@@ -164,6 +164,23 @@ func TestFailingPeersWarn(t *testing.T) {
 	}
 }
 
+// TestQueriesWaitForOthersAtTheStart has the others found while a query waits for them: its answer has no hole.
+func TestQueriesWaitForOthersAtTheStart(t *testing.T) {
+	w, peers, r := spliceWorld(t, replicaGap)
+	peers.gone.Store(true)
+	peers.looked = func(context.Context) { peers.gone.Store(false) }
+	a := r.get(t, "query", "query", "count_over_time(temperature[1m])", "time", stamp((w.from+w.to)/2))
+	if a.code != 200 || len(a.Warnings) != 0 || !strings.Contains(string(a.Data), "node") {
+		t.Errorf("%d %s, warnings %q, data %.200s", a.code, a.Error, a.Warnings, a.Data)
+	}
+	// Who is not found in time is not waited for.
+	peers.looked = func(context.Context) { peers.gone.Store(true) }
+	a = r.get(t, "query", "query", "count_over_time(temperature[1m])", "time", stamp((w.from+w.to)/2))
+	if a.code != 200 || len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "no other replica is there") {
+		t.Errorf("nobody is found: %d %s, warnings %q, data %.200s", a.code, a.Error, a.Warnings, a.Data)
+	}
+}
+
 // TestOnlyWhatCanBeMissingIsAsked counts the questions.
 func TestOnlyWhatCanBeMissingIsAsked(t *testing.T) {
 	target := lset("instance", "i1", "job", "node")

@@ -97,13 +97,22 @@ type others struct {
 	fail atomic.Pointer[error]
 	warn atomic.Pointer[error]
 	hang chan struct{} // when not nil, answers wait for it or for the end of the context
+	// looked, when not nil, is called by whoever waits until they are found.
+	looked func(context.Context)
 
 	mtx   sync.Mutex
 	asked []string
 	ivs   []store.Interval
 }
 
-func (o *others) Available() bool { return !o.gone.Load() }
+func (o *others) Available() bool { return !o.gone.Load() || o.looked != nil }
+
+func (o *others) Found(ctx context.Context) bool {
+	if o.looked != nil {
+		o.looked(ctx)
+	}
+	return !o.gone.Load()
+}
 
 func (o *others) note(ctx context.Context, what string, iv store.Interval, ms []*labels.Matcher) (annotations.Annotations, error) {
 	o.mtx.Lock()

@@ -32,8 +32,8 @@ const (
 	importReservePercent = 2
 )
 
-// ErrNoSpace means that an import was refused or given up since the disk is nearly full.
-var ErrNoSpace = errors.New("not enough disk space to import")
+// ErrNoSpace means that something was refused or given up since the disk is nearly full.
+var ErrNoSpace = errors.New("not enough disk space")
 
 // ImportOptions configures an import. The zero value is that of a gap of everything but health series.
 type ImportOptions struct {
@@ -430,15 +430,11 @@ func (h *headImport) end(err error) error {
 
 // room refuses when fewer bytes than the reserve would be left on the disk after need more.
 func (s *Store) room(need int64) error {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(s.opts.Dir, &st); err != nil {
-		return fmt.Errorf("look at the free disk space: %w", err)
+	free, size, err := s.opts.disk(s.opts.Dir)
+	if err != nil {
+		return err
 	}
-	var (
-		block   = uint64(st.Bsize)
-		free    = int64(min(st.Bavail*block, math.MaxInt64))
-		reserve = max(importReserveBytes, int64(min(st.Blocks*block/100*importReservePercent, math.MaxInt64)))
-	)
+	reserve := max(importReserveBytes, size/100*importReservePercent)
 	if free-need < reserve {
 		return fmt.Errorf("%w: %d MiB are free, %d MiB are kept", ErrNoSpace, free>>20, reserve>>20)
 	}
