@@ -203,8 +203,7 @@ func newBucketCluster(t *testing.T, names []string, flags ...string) *bucketClus
 			}
 			return "bucket: " + s3Config(c.gates[r.name].Listener.Addr().String()) + "\n"
 		},
-		flags: slices.Concat([]string{"--storage.tsdb.min-block-duration=" + bucketWindow.String(),
-			"--storage.tsdb.max-block-duration=" + bucketWindow.String()}, flags),
+		flags: slices.Concat(shortWindows(), flags),
 	})
 	c.s3 = newS3(t, c.dir, c.loopback+".201:7070")
 	c.config = write(t, c.dir, "bucket.yml", s3Config(c.s3.address)+"\n")
@@ -218,6 +217,10 @@ func newBucketCluster(t *testing.T, names []string, flags ...string) *bucketClus
 	c.haveData(c.options.names...)
 	eventually(t, healMost, "all are complete at first", c.complete())
 	return c
+}
+
+func shortWindows() []string {
+	return []string{"--storage.tsdb.min-block-duration=" + bucketWindow.String(), "--storage.tsdb.max-block-duration=" + bucketWindow.String()}
 }
 
 // haveData waits until the replicas have watched the meter for a while.
