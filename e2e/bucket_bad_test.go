@@ -21,7 +21,7 @@ import (
 // data do not notice, the log names the bucket, other blocks are served, and nothing is lost.
 func TestBucketBad(t *testing.T) {
 	t.Parallel()
-	c := newBucketCluster(t, []string{"a"}, "--storage.tsdb.retention.time="+(2*bucketWindow).String())
+	c := newBucketCluster(t, []string{"a"}, 2*bucketWindow)
 	first := nextWindow(time.Now())
 	second := first.Add(bucketWindow)
 	eventually(t, bucketMost+bucketWindow, "windows are in the bucket", c.once(first, second.Add(bucketWindow)))

@@ -20,7 +20,7 @@ func isWindow(name string) bool {
 // answers out of it as stock Thanos does.
 func TestBucketUploaderKilled(t *testing.T) {
 	t.Parallel()
-	c := newBucketCluster(t, []string{"a", "b", "c"})
+	c := newBucketCluster(t, []string{"a", "b", "c"}, 0)
 	first := nextWindow(time.Now())
 	moments := []moment{
 		{"a chunk file of a window", false, func(name string) bool { return isWindow(name) && strings.Contains(name, "/chunks/") }},
@@ -94,7 +94,7 @@ func TestBucketUploaderKilled(t *testing.T) {
 func TestBucketAway(t *testing.T) {
 	t.Parallel()
 	const retention = 3 * bucketWindow
-	c := newBucketCluster(t, []string{"a", "b", "c"}, "--storage.tsdb.retention.time="+retention.String())
+	c := newBucketCluster(t, []string{"a", "b", "c"}, retention)
 	first := nextWindow(time.Now())
 	eventually(t, bucketMost, "a window is in the bucket", c.once(first, first.Add(bucketWindow)))
 	loop := newQueryLoop(c.meshCluster, first)

@@ -189,8 +189,8 @@ type bucketCluster struct {
 	garbage map[string]bool // blocks that the test has put there
 }
 
-// newBucketCluster is replicas that are up and whole and have data. flags come after those that shorten the windows.
-func newBucketCluster(t *testing.T, names []string, flags ...string) *bucketCluster {
+// newBucketCluster is replicas that are up and whole and have data. retention is that of local data, 0 for the default.
+func newBucketCluster(t *testing.T, names []string, retention time.Duration) *bucketCluster {
 	t.Helper()
 	peerBinary(t, "VERSITYGW", "versitygw") // before it waits
 	thanosBinary(t)
@@ -203,7 +203,7 @@ func newBucketCluster(t *testing.T, names []string, flags ...string) *bucketClus
 			}
 			return "bucket: " + s3Config(c.gates[r.name].Listener.Addr().String()) + "\n"
 		},
-		flags: slices.Concat(shortWindows(), flags),
+		flags: shortWindows(), retention: retention,
 	})
 	c.s3 = newS3(t, c.dir, c.loopback+".201:7070")
 	c.config = write(t, c.dir, "bucket.yml", s3Config(c.s3.address)+"\n")

@@ -72,6 +72,7 @@ type clusterOptions struct {
 	bucket                   func(*replica) string // the section of the name in tocsin.yml; nil for none
 	flags                    []string              // beside those that all clusters have
 	groupWait, groupInterval time.Duration
+	retention                time.Duration // of local data; 0 for the default
 }
 
 // meshCluster is replicas that are configured alike, what they watch, and whom they notify.
@@ -243,6 +244,10 @@ func (r *replica) configure() {
 	write(t, r.dir, "rules.yml", clusterRules)
 	if r.cluster.meter != nil {
 		r.watch()
+	}
+	if o.retention > 0 {
+		write(t, r.dir, "prometheus.yml", readFile(t, r.dir, "prometheus.yml")+
+			fmt.Sprintf("storage: {tsdb: {retention: {time: %s}}}\n", o.retention))
 	}
 }
 
