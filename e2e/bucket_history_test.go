@@ -205,4 +205,20 @@ func (c *bucketCluster) recall(begin, end time.Time) {
 		}
 	}
 	stockTools(t, c.dir, c.config, "upload-blocks", "--path="+dir, `--label=site="e2e"`, `--label=replica="a"`, `--label=zone="zone-a"`)
+	root := filepath.Join(c.dir, "bucket")
+	if entries, err = os.ReadDir(root); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		var meta map[string]any
+		if err := json.Unmarshal([]byte(readFile(t, root, e.Name()+"/meta.json")), &meta); err != nil {
+			t.Fatal(err)
+		}
+		meta["thanos"].(map[string]any)["upload_time"] = end.UTC().Format(time.RFC3339)
+		text, err := json.Marshal(meta)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, root, e.Name()+"/meta.json", string(text))
+	}
 }

@@ -459,6 +459,9 @@ func (c *bucketCluster) once(from, to time.Time) func() error {
 			if c.garbage[b.ID] {
 				continue
 			}
+			if b.Err != nil && !isWindow(b.ID) {
+				continue // What a compaction that was cut off left goes after two days, as stock Thanos has it.
+			}
 			if b.Err != nil {
 				return fmt.Errorf("half a block: %s", b)
 			}

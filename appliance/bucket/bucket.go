@@ -101,7 +101,7 @@ func New(o Options) (*Bucket, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	b := &Bucket{o: o, logger: o.Logger, kit: kitLogger{o.Logger}}
+	b := &Bucket{o: o, logger: o.Logger, kit: kitLogger{slog.New(demoted{o.Logger.Handler()})}}
 	var err error
 	if b.client, err = newClient(b.kit, o.Config.Bucket); err != nil {
 		return nil, err

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -33,6 +35,8 @@ const (
 	indexCacheBytes, indexCacheItem = 64 << 20, 16 << 20
 	// readersAtOnce bounds the selects that run at once, readTimeout each of them.
 	readersAtOnce, readTimeout = 20, time.Minute
+	// readPatience is how long a query waits after a start until it is known what is in the bucket.
+	readPatience = 3 * time.Second
 	// readIdle is after how long without a query the index header of a block leaves memory.
 	readIdle = 5 * time.Minute
 	// fromTheFuture is how far ahead of our clock data may be.
@@ -48,14 +52,18 @@ type reader struct {
 	store   *thanosstore.BucketStore
 	queries thanosquery.QueryableCreator
 	dropped *prometheus.CounterVec
-	loaded  prometheus.Gauge
 	failed  prometheus.Counter
+
+	// loaded is a look at the bucket of which everything can be read; ready is closed with the first one.
+	loaded atomic.Pointer[view]
+	ready  chan struct{}
+	once   sync.Once
 }
 
 func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	own := promauto.With(b.o.Registerer)
 	r := &reader{
-		b: b,
+		b: b, ready: make(chan struct{}),
 		dropped: own.NewCounterVec(prometheus.CounterOpts{
 			Name: "tocsin_bucket_unread_blocks_total",
 			Help: "Times that a look at the bucket left a block out of what queries read, by reason: foreign (of another cluster), future, replaced (another block has its windows whole), broken.",
@@ -96,18 +104,18 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 
 // run loads and drops blocks as they come and go.
 func (r *reader) run(ctx context.Context) error {
-	every := min(lookEvery, max(time.Second, r.b.o.Window/12))
-	sync := r.store.InitialSync
-	for failures := 0; ; {
+	every := min(lookEvery, max(time.Second, r.b.o.Window/uploadSteps))
+	for {
+		// Once the first look at the bucket succeeded. Why one does not is logged there.
 		wait := every
-		if err := sync(ctx); err != nil && ctx.Err() == nil {
-			r.failed.Inc()
-			wait = max(every, pause(failures))
-			failures++
-			r.b.logger.Warn("cannot load the blocks of the bucket for queries; it is tried again", "in", wait.Round(time.Millisecond),
-				"err", r.b.o.Config.Bucket.Redact(err.Error()))
-		} else {
-			sync, failures = r.store.SyncBlocks, 0
+		if v, err := r.b.catalogue.last(); err != nil {
+			wait = min(every, time.Second)
+		} else if r.b.catalogue.problem() == nil {
+			if err := r.sync(ctx, v); err != nil && ctx.Err() == nil {
+				r.failed.Inc()
+				r.b.logger.Warn("cannot load the blocks of the bucket for queries; it is tried again", "in", wait,
+					"err", r.b.o.Config.Bucket.Redact(err.Error()))
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -117,6 +125,20 @@ func (r *reader) run(ctx context.Context) error {
 	}
 }
 
+// sync loads at least what a look at the bucket saw.
+func (r *reader) sync(ctx context.Context, v *view) error {
+	load := r.store.SyncBlocks
+	if r.loaded.Load() == nil {
+		load = r.store.InitialSync // It also removes what an earlier process left.
+	}
+	if err := load(ctx); err != nil {
+		return fmt.Errorf("load blocks: %w", err)
+	}
+	r.loaded.Store(v)
+	r.once.Do(func() { close(r.ready) })
+	return nil
+}
+
 func (r *reader) close() error { return r.store.Close() }
 
 // At is the data of the bucket, at a resolution of at most that; 0 is every sample.
@@ -124,19 +146,27 @@ func (b *Bucket) At(resolution time.Duration) storage.Queryable {
 	return b.reader.queries(true, []string{neverALabel}, nil, resolution.Milliseconds(), true, false, nil, thanosquery.NoopSeriesStatsReporter)
 }
 
-// Until is up to when, in Unix milliseconds, the bucket has windows whole: the end of the last one, 0 where there is none.
-func (b *Bucket) Until() int64 {
-	v, err := b.catalogue.last()
-	if err != nil {
-		return 0
+// errNotLoaded says that the bucket was not asked yet, or did not answer since the start.
+var errNotLoaded = errors.New("the blocks of the bucket are not listed yet")
+
+// Until is up to when, in Unix milliseconds, windows can be read whole from the bucket: the end of the last one, 0 where there is
+// none. After a start it waits for a moment until that is known.
+func (b *Bucket) Until() (int64, error) {
+	select {
+	case <-b.reader.ready:
+	case <-time.After(readPatience):
+		if err := b.catalogue.problem(); err != nil {
+			return 0, fmt.Errorf("%w: %s", errNotLoaded, b.o.Config.Bucket.Redact(err.Error()))
+		}
+		return 0, errNotLoaded
 	}
 	end := int64(0)
-	for begin, whole := range v.covered {
+	for begin, whole := range b.reader.loaded.Load().covered {
 		if whole {
 			end = max(end, begin+b.o.Window.Milliseconds())
 		}
 	}
-	return end
+	return end, nil
 }
 
 // readable leaves the blocks that queries may read, with their labels taken off.

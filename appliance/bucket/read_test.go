@@ -79,13 +79,15 @@ func (r *replica) scrapeNothing(n int) {
 
 func TestWhatIsReadIsWhatWasWritten(t *testing.T) {
 	c, r, end := inBucket(t, 3)
-	r.bucket.reader.sync(t)
+	r.load()
 	want, _ := found(t, r.store.Local(), c.begin, end-1)
 	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
 	require.Empty(t, warnings)
 	require.Len(t, want, testSeries+1)
 	require.Equal(t, want, got)
-	require.Equal(t, end, r.bucket.Until())
+	until, err := r.bucket.Until()
+	require.NoError(t, err)
+	require.Equal(t, end, until)
 	// Bounds are exact.
 	middle := c.samples(3)[20]
 	want, _ = found(t, r.store.Local(), middle, middle+2*testEvery.Milliseconds())
@@ -102,11 +104,12 @@ func TestWhatIsReadIsWhatWasWritten(t *testing.T) {
 	require.NoError(t, q.Close())
 }
 
-func (r *reader) sync(t *testing.T) {
-	t.Helper()
-	_, err := r.b.catalogue.look(context.Background())
-	require.NoError(t, err)
-	require.NoError(t, r.store.SyncBlocks(context.Background()))
+// load makes the replica read what is in the bucket now.
+func (r *replica) load() {
+	r.t.Helper()
+	v, err := r.bucket.catalogue.look(context.Background())
+	require.NoError(r.t, err)
+	require.NoError(r.t, r.bucket.reader.sync(context.Background(), v))
 }
 
 // TestOneOfTwoUploadsIsRead has a window in the bucket twice.
@@ -118,7 +121,7 @@ func TestOneOfTwoUploadsIsRead(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.CopyFS(filepath.Join(c.dir, again.String()), os.DirFS(filepath.Join(c.dir, id))))
 	editMeta(t, filepath.Join(c.dir, again.String()), again)
-	r.bucket.reader.sync(t)
+	r.load()
 	want, _ := found(t, r.store.Local(), c.begin, end-1)
 	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
 	require.Empty(t, warnings)
@@ -136,7 +139,7 @@ func TestGarbageInTheBucket(t *testing.T) {
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(c.dir, name)), 0o700))
 		require.NoError(t, os.WriteFile(filepath.Join(c.dir, name), []byte(content), 0o600))
 	}
-	r.bucket.reader.sync(t)
+	r.load()
 	want, _ := found(t, r.store.Local(), c.begin, end-1)
 	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
 	require.Empty(t, warnings)

@@ -150,12 +150,13 @@ func newUploader(b *Bucket) *uploader {
 	}
 }
 
-// Settled tells whether local data of [mint, maxt), in Unix milliseconds, need not be kept for the bucket's sake: they are there,
-// or the bucket would not keep them any more.
+// Settled tells whether local data of [mint, maxt), in Unix milliseconds, need not be kept for the bucket's sake: they can be read
+// from there, or the bucket would not keep them any more.
 func (b *Bucket) Settled(mint, maxt int64) bool {
 	length := b.o.Window.Milliseconds()
+	v := b.reader.loaded.Load()
 	for start := floor(mint, length); start < maxt; start += length {
-		if !b.Covered(start, start+length) && !b.uploader.needless(start) {
+		if (v == nil || !v.covered[start]) && !b.uploader.needless(start) {
 			return false
 		}
 	}

@@ -23,8 +23,9 @@ import (
 type Archive interface {
 	// At is its data at a resolution of at most that; 0 is every sample. What cannot be had is in the warnings or an error.
 	At(resolution time.Duration) storage.Queryable
-	// Until is up to when, in Unix milliseconds, the archive has everything that anybody had.
-	Until() int64
+	// Until is up to when, in Unix milliseconds, the archive has everything that anybody had. It takes bounded time, and an error says
+	// that nobody knows.
+	Until() (int64, error)
 }
 
 // resolutionParts is how many samples of a lower resolution a step of a query has at least, as Thanos has it.
@@ -65,6 +66,12 @@ func parseDuration(s string) (time.Duration, error) {
 	d, err := model.ParseDuration(s)
 	return time.Duration(d), err
 }
+
+// unknownArchive says that nobody knows what is in the archive.
+type unknownArchive struct{ why error }
+
+func (u *unknownArchive) Error() string { return u.why.Error() }
+func (u *unknownArchive) Unwrap() error { return u.why }
 
 // archived answers from the archive what is older than what the replicas have, and from them the rest.
 type archived struct {
@@ -108,8 +115,12 @@ func (a *archived) split(mint int64) (int64, error) {
 		return oldest, nil
 	}
 	// While this replica is being filled, the others have the time that the archive does not have yet.
+	until, err := a.archive.Until()
+	if err != nil {
+		return 0, &unknownArchive{err}
+	}
 	if a.gaps != nil && len(a.gaps.Missing(mint, oldest-1)) > 0 {
-		oldest = min(oldest, a.archive.Until())
+		oldest = min(oldest, until)
 	}
 	return oldest, nil
 }
@@ -126,6 +137,10 @@ func (a *archived) Querier(mint, maxt int64) (storage.Querier, error) {
 		split, err := a.split(mint)
 		if errors.Is(err, tsdb.ErrNotReady) {
 			return recent, nil // The others answer alone.
+		}
+		var unknown *unknownArchive
+		if errors.As(err, &unknown) {
+			return &warned{recent, a, fmt.Errorf("%w: the bucket was not asked for what is older than local data: %w", annotations.PromQLWarning, unknown.why)}, nil
 		}
 		if err != nil {
 			return nil, errors.Join(err, recent.Close())
@@ -146,6 +161,23 @@ func (a *archived) Querier(mint, maxt int64) (storage.Querier, error) {
 		}
 	}
 	return nil, errors.New("the oldest local data changed too often while a query began; ask again")
+}
+
+// warned is a querier that knows that it lacks something.
+type warned struct {
+	storage.Querier
+	a       *archived
+	warning error
+}
+
+// Select implements storage.Querier.
+func (q *warned) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.SeriesSet {
+	set := q.Querier.Select(ctx, sorted, hints, ms...)
+	if isLocalOnly(ctx) {
+		return set
+	}
+	q.a.failures.Inc()
+	return withWarning(set, q.warning)
 }
 
 type archivedQuerier struct {

@@ -21,8 +21,10 @@ type shelf struct {
 	storage.Queryable
 	until int64
 	fail  atomic.Pointer[error]
-	asked atomic.Int64
-	most  atomic.Int64 // The last resolution that was asked for.
+	// unknown is why nobody knows what there is.
+	unknown atomic.Pointer[error]
+	asked   atomic.Int64
+	most    atomic.Int64 // The last resolution that was asked for.
 }
 
 func (s *shelf) At(resolution time.Duration) storage.Queryable {
@@ -37,7 +39,12 @@ func (s *shelf) At(resolution time.Duration) storage.Queryable {
 	})
 }
 
-func (s *shelf) Until() int64 { return s.until }
+func (s *shelf) Until() (int64, error) {
+	if why := s.unknown.Load(); why != nil {
+		return 0, *why
+	}
+	return s.until, nil
+}
 
 type failing struct {
 	storage.Querier
@@ -150,7 +157,13 @@ func TestTheArchiveIsAskedOnlyForWhatIsOlder(t *testing.T) {
 		!strings.Contains(string(a.Data), "node") {
 		t.Errorf("%d %s %q %.300s", a.code, a.Error, a.Warnings, a.Data)
 	}
-	if n := gauge(t, r.reg, "tocsin_query_bucket_failures_total"); n != 1 {
+	s.fail.Store(nil)
+	s.unknown.Store(&broken)
+	a = r.get(t, "query_range", append(old, "step", "15")...)
+	if a.code != 200 || len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "was not asked") {
+		t.Errorf("unknown: %d %s %q", a.code, a.Error, a.Warnings)
+	}
+	if n := gauge(t, r.reg, "tocsin_query_bucket_failures_total"); n != 2 {
 		t.Errorf("%v failures were counted", n)
 	}
 }
