@@ -519,6 +519,9 @@ func (c *bucketCluster) verify() {
 	}
 	listed := c.stockTools("ls", "--output=json")
 	for _, b := range all {
+		if b.Err != nil && !isWindow(b.ID) {
+			continue // What is left of a compaction that was cut off is not listed.
+		}
 		contains(t, "what stock Thanos lists", listed, b.ID)
 	}
 	c.stockTools("inspect")

@@ -149,8 +149,8 @@ func (b *Bucket) At(resolution time.Duration) storage.Queryable {
 // errNotLoaded says that the bucket was not asked yet, or did not answer since the start.
 var errNotLoaded = errors.New("the blocks of the bucket are not listed yet")
 
-// Until is up to when, in Unix milliseconds, windows can be read whole from the bucket: the end of the last one, 0 where there is
-// none. After a start it waits for a moment until that is known.
+// Until is up to when, in Unix milliseconds, data can be read from the bucket: the end of the last window that is there whole, 0 where
+// there is none. After a start it waits for a moment until that is known.
 func (b *Bucket) Until() (int64, error) {
 	select {
 	case <-b.reader.ready:
@@ -160,10 +160,14 @@ func (b *Bucket) Until() (int64, error) {
 		}
 		return 0, errNotLoaded
 	}
-	end := int64(0)
-	for begin, whole := range b.reader.loaded.Load().covered {
-		if whole {
-			end = max(end, begin+b.o.Window.Milliseconds())
+	end, shared, latest := int64(0), b.shared(), time.Now().Add(fromTheFuture).UnixMilli()
+	for id, m := range b.reader.loaded.Load().blocks {
+		if _, whole, ours := nameWindow(id, b.o.Window); ours && !whole || m.MaxTime > latest || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
+			continue
+		}
+		if end = max(end, m.MaxTime); m.Thanos.Downsample.Resolution == 0 && m.Compaction.Level == 1 {
+			// The last one ends with its window.
+			end = max(end, floor(m.MaxTime-1, b.o.Window.Milliseconds())+b.o.Window.Milliseconds())
 		}
 	}
 	return end, nil

@@ -84,6 +84,10 @@ func TestWhatIsReadIsWhatWasWritten(t *testing.T) {
 	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
 	require.Empty(t, warnings)
 	require.Len(t, want, testSeries+1)
+	// Also after the head has been truncated, when it does not know any more what came out of order.
+	oldest, err := r.store.Oldest()
+	require.NoError(t, err)
+	require.Equal(t, c.begin, oldest)
 	require.Equal(t, want, got)
 	until, err := r.bucket.Until()
 	require.NoError(t, err)

@@ -233,6 +233,9 @@ func value(series int, at int64) float64 { return float64(at%1_000_000 + int64(s
 func (r *replica) round() {
 	r.t.Helper()
 	require.NoError(r.t, r.bucket.uploader.round(context.Background()))
+	if v, err := r.bucket.catalogue.last(); err == nil {
+		require.NoError(r.t, r.bucket.reader.sync(context.Background(), v))
+	}
 }
 
 // inject puts something between the replica and the bucket.

@@ -87,10 +87,7 @@ func newArchived(recent storage.Queryable, o *Options) *archived {
 	reg := promauto.With(o.Registerer)
 	return &archived{
 		recent: recent, gaps: o.Gaps, archive: o.Archive,
-		oldest: func() (int64, error) {
-			oldest, _, err := o.Store.TimeRange()
-			return oldest, err
-		},
+		oldest: o.Store.Oldest,
 		selects: reg.NewCounter(prometheus.CounterOpts{
 			Name: "tocsin_query_bucket_selects_total",
 			Help: "Selects and label look-ups for which the bucket was asked, because local data do not go back far enough.",

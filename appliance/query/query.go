@@ -60,8 +60,8 @@ type Store interface {
 	v1.TSDBAdminStats
 	// Local is the data of this machine alone; federation serves only that.
 	Local() storage.Queryable
-	// TimeRange is from the oldest to the newest local sample, in Unix milliseconds.
-	TimeRange() (oldest, newest int64, err error)
+	// Oldest is the time of the oldest local sample, in Unix milliseconds.
+	Oldest() (int64, error)
 }
 
 // RemoteRead bounds one remote read request; zero means upstream's default.

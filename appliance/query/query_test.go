@@ -417,7 +417,5 @@ func TestEngineAnswersWithoutHTTP(t *testing.T) {
 	}
 }
 
-// TimeRange is all of it: nothing is in an archive.
-func (*testStore) TimeRange() (oldest, newest int64, err error) {
-	return math.MinInt64, math.MaxInt64, nil
-}
+// Oldest is that of all: nothing is in an archive.
+func (*testStore) Oldest() (int64, error) { return math.MinInt64, nil }

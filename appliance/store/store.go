@@ -172,8 +172,9 @@ type Store struct {
 	tsdbMetrics *tsdbMetrics
 	lock        io.Closer
 
-	held heldMarkers
-	hold *hold // Nil without Hold.
+	held   heldMarkers
+	oldest oldestOOO
+	hold   *hold // Nil without Hold.
 	// importing is held by the import that is under way.
 	importing sync.Mutex
 	strings   *interner
