@@ -31,8 +31,11 @@ func TestConfigFromBucket(t *testing.T) {
 	p := runTocsin(t, dir, "--config.file="+own)
 	api := func(path string, v any) error {
 		status, body, err := fetch(http.MethodGet, p.url+path, "", "")
-		if err != nil || status != http.StatusOK {
-			return fmt.Errorf("%s: %d %s %v", path, status, body, err)
+		if err != nil {
+			return err
+		}
+		if status != http.StatusOK {
+			return fmt.Errorf("%s: %d %s", path, status, body)
 		}
 		return json.Unmarshal([]byte(body), v)
 	}

@@ -110,7 +110,7 @@ func TestBucketHistory(t *testing.T) {
 		return nil
 	})
 	contains(t, "what stock Thanos says", stockTools(t, c.dir, c.config, "verify"), "verify task completed")
-	eventually(t, time.Minute, "a reads the downsampled block", func() error {
+	eventually(t, 4*time.Minute, "a reads the downsampled block", func() error {
 		d, _, err := matrixOf("a", c.a().url, "query", url.Values{
 			"query": {"e2e_old_level[1h]"}, "time": {formatTime(from)}, "max_source_resolution": {"5m"},
 		})

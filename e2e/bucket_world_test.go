@@ -84,7 +84,6 @@ type gate struct {
 	mu   sync.Mutex
 	rule func(*http.Request) *mishap // nil lets everything pass
 	told []happening
-	puts int
 }
 
 // mishap is what happens to a request.
@@ -143,9 +142,6 @@ func (g *gate) serve(w http.ResponseWriter, r *http.Request) {
 		f = &mishap{}
 	}
 	g.mu.Lock()
-	if r.Method == http.MethodPut {
-		g.puts++
-	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead || f.status != 0 || f.held != nil {
 		g.told = append(g.told, happening{time.Now(), fmt.Sprintf("%s %s (status %d, held %t)", r.Method, object(r), f.status, f.held != nil)})
 	}
@@ -244,16 +240,6 @@ func (c *bucketCluster) rule(rule func(*http.Request) *mishap) {
 	for _, g := range c.gates {
 		g.set(rule)
 	}
-}
-
-// puts is how many objects were written by all replicas, or tried to be.
-func (c *bucketCluster) puts() (n int) {
-	for _, g := range c.gates {
-		g.mu.Lock()
-		n += g.puts
-		g.mu.Unlock()
-	}
-	return n
 }
 
 // caught is a request that is held at a gate.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -33,7 +34,8 @@ type catalogue struct {
 	partial prometheus.Gauge
 	age     prometheus.GaugeFunc
 
-	looking sync.Mutex // Upstream's fetcher is for one at a time.
+	looking sync.Mutex    // Upstream's fetcher is for one at a time.
+	changed chan struct{} // tells of a look that saw other blocks than the one before
 
 	mtx  sync.Mutex
 	view *view
@@ -60,6 +62,7 @@ func newCatalogue(b *Bucket, reg prometheus.Registerer) *catalogue {
 		b:       b,
 		fetcher: b.metas.NewMetaFetcher(reg, nil),
 		bad:     map[ulid.ULID]struct{}{},
+		changed: make(chan struct{}, 1),
 		blocks: own.NewGauge(prometheus.GaugeOpts{
 			Name: "tocsin_bucket_blocks",
 			Help: "Blocks in the bucket with a readable meta.json.",
@@ -123,8 +126,19 @@ func (c *catalogue) look(ctx context.Context) (*view, error) {
 		v.since = c.view.since
 	}
 	v.covered = covered(metas, c.bad, c.b.shared(), c.b.o.Window)
+	if c.view == nil || !sameBlocks(c.view, v) {
+		select {
+		case c.changed <- struct{}{}:
+		default:
+		}
+	}
 	c.view, c.err = v, nil
 	return v, nil
+}
+
+// sameBlocks tells whether two looks saw the same. What is behind a name does not change.
+func sameBlocks(a, b *view) bool {
+	return maps.EqualFunc(a.blocks, b.blocks, func(*metadata.Meta, *metadata.Meta) bool { return true }) && len(a.partial) == len(b.partial)
 }
 
 // trust says whether a block has all that its meta.json promises. One that has not covers nothing.
@@ -208,7 +222,7 @@ type listed struct {
 // Iter implements objstore.BucketReader. It does not fail: an error that f has, its caller has too.
 func (l listed) Iter(_ context.Context, _ string, f func(string) error, _ ...objstore.IterOption) error {
 	for _, name := range l.names {
-		if err := f(name); err != nil {
+		if f(name) != nil {
 			break
 		}
 	}

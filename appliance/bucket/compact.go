@@ -333,10 +333,6 @@ func (c *compactor) run(ctx context.Context) error {
 	}
 }
 
-func sameBlocks(a, b *view) bool {
-	return maps.EqualFunc(a.blocks, b.blocks, func(*metadata.Meta, *metadata.Meta) bool { return true }) && len(a.partial) == len(b.partial)
-}
-
 // round does what is to be done now and this replica's. It is idle when it found nothing to do, nor to be done later.
 func (c *compactor) round(ctx context.Context) (idle bool, err error) {
 	if err := os.MkdirAll(c.dir, 0o750); err != nil {

@@ -120,6 +120,7 @@ func (r *reader) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.b.catalogue.changed:
 		case <-time.After(wait):
 		}
 	}

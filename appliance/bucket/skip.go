@@ -3,7 +3,6 @@ package bucket
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,8 +20,8 @@ import (
 )
 
 const (
-	// skipFor is how long a block that could not be read is left out.
-	skipFor = 10 * time.Minute
+	// skipFirst is how long a block that could not be read is left out, doubled each time that it cannot be read again, up to skipMost.
+	skipFirst, skipMost = 10 * time.Second, 10 * time.Minute
 	// maxSkips bounds how many blocks are found unreadable by one select.
 	maxSkips = 8
 )
@@ -40,8 +39,9 @@ type skipping struct {
 }
 
 type unreadable struct {
-	until time.Time
-	why   string
+	at   time.Time
+	wait time.Duration
+	why  string
 }
 
 func newSkipping(b *Bucket, s *thanosstore.BucketStore) *skipping {
@@ -58,8 +58,34 @@ func (k *skipping) skipped() map[ulid.ULID]unreadable {
 	k.mtx.Lock()
 	defer k.mtx.Unlock()
 	now := time.Now()
-	maps.DeleteFunc(k.bad, func(_ ulid.ULID, u unreadable) bool { return now.After(u.until) })
-	return maps.Clone(k.bad)
+	back := time.Time{}
+	if v, err := k.b.catalogue.last(); err == nil {
+		back = v.since
+	}
+	out := map[ulid.ULID]unreadable{}
+	for id, u := range k.bad {
+		switch {
+		case u.at.Before(back): // The bucket was away then: that says nothing about a block.
+			delete(k.bad, id)
+		case now.Sub(u.at) < u.wait:
+			out[id] = u
+		case now.Sub(u.at) > u.wait+skipMost:
+			delete(k.bad, id)
+		}
+	}
+	return out
+}
+
+// skip leaves a block out from now on, and tells for how long.
+func (k *skipping) skip(id ulid.ULID, why error) time.Duration {
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	u := unreadable{at: time.Now(), wait: skipFirst, why: why.Error()}
+	if before, ok := k.bad[id]; ok {
+		u.wait = min(2*before.wait, skipMost)
+	}
+	k.bad[id] = u
+	return u.wait
 }
 
 // Series implements storepb.StoreServer.
@@ -88,10 +114,7 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 		if _, again := bad[id]; !ok || again || tries >= maxSkips || srv.Context().Err() != nil {
 			return err
 		}
-		k.b.logger.Warn("a block of the bucket cannot be read; queries leave it out", "block", id, "for", skipFor, "err", err)
-		k.mtx.Lock()
-		k.bad[id] = unreadable{time.Now().Add(skipFor), err.Error()}
-		k.mtx.Unlock()
+		k.b.logger.Warn("a block of the bucket cannot be read; queries leave it out", "block", id, "for", k.skip(id, err), "err", err)
 	}
 }
 

@@ -291,12 +291,11 @@ func (s *Source) poll(ctx context.Context) {
 func (s *Source) switchTo(ctx context.Context, t tree, l look) {
 	before := s.Status().Hash
 	s.set(StateWaiting, before, l.hash, "it is being applied")
-	applied := true
-	err := s.take(t)
-	if err != nil {
-		applied = false
-	} else if applied, err = s.o.Apply(ctx); err != nil && applied {
-		err = fmt.Errorf("it is in force, but: %w", err)
+	applied, err := false, s.take(t)
+	if err == nil {
+		if applied, err = s.o.Apply(ctx); err != nil && applied {
+			err = fmt.Errorf("it is in force, but: %w", err)
+		}
 	}
 	if ctx.Err() != nil && err != nil {
 		return // The process stops; that says nothing about the configuration.

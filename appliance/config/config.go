@@ -55,7 +55,7 @@ type Config struct {
 	// Bucket is where blocks go; nil for nowhere.
 	Bucket *Bucket
 	// ConfigFrom says where the other sections come from; nil where they stand in the file.
-	ConfigFrom *ConfigFrom
+	ConfigFrom *Source
 }
 
 // Replica is the identity of this process among its peers. It is read at start

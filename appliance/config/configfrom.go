@@ -24,8 +24,8 @@ const (
 // ownSections stand in the file of each replica and never in the bucket: they say how to get there, and which replica it is.
 var ownSections = []string{sectionBucket, sectionCluster, sectionReplica, sectionConfigFrom}
 
-// ConfigFrom says where the rest of the configuration comes from.
-type ConfigFrom struct {
+// Source says where the rest of the configuration comes from.
+type Source struct {
 	Bucket bool           `yaml:"bucket" reload:"no" doc:"true: from the bucket of the bucket section. Required."`
 	Prefix string         `yaml:"prefix" default:"config/" reload:"no" doc:"Where the configuration is in the bucket: tocsin.yml, and what it names."`
 	Poll   model.Duration `yaml:"poll,omitempty" default:"15s" reload:"no" doc:"Time between two looks into the bucket, 1s to 10m."`
@@ -37,7 +37,7 @@ func (l *loader) configFrom(cfg *Config, doc *section, at map[string]*yaml.Node)
 	if v == nil {
 		return
 	}
-	from := &ConfigFrom{Prefix: "config/", Poll: model.Duration(defaultPoll)}
+	from := &Source{Prefix: "config/", Poll: model.Duration(defaultPoll)}
 	cfg.ConfigFrom = from
 	if v.Kind != yaml.MappingNode {
 		doc.add(v, "wrong type: want a mapping, as {bucket: true, prefix: config/}")

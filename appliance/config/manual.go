@@ -38,7 +38,7 @@ func Manual() string {
 	b.WriteString("\n" + manualCredentials())
 
 	b.WriteString("\n## config_from\n\n" + manualConfigFrom)
-	fields(&b, "config_from.", reflect.TypeFor[ConfigFrom]())
+	fields(&b, "config_from.", reflect.TypeFor[Source]())
 	b.WriteString("\n## bucket_sd_configs\n\n" + manualBucketSD)
 	fields(&b, "bucket_sd_configs[].", reflect.TypeFor[BucketSD]())
 

@@ -16,7 +16,7 @@ import (
 // TestManual checks that the manual names every field and that its examples load.
 func TestManual(t *testing.T) {
 	manual := config.Manual()
-	for _, typ := range []reflect.Type{reflect.TypeFor[config.Replica](), reflect.TypeFor[config.Cluster](), reflect.TypeFor[config.Upstream](), reflect.TypeFor[config.Metric](), reflect.TypeFor[config.ConfigFrom](), reflect.TypeFor[config.BucketSD]()} {
+	for _, typ := range []reflect.Type{reflect.TypeFor[config.Replica](), reflect.TypeFor[config.Cluster](), reflect.TypeFor[config.Upstream](), reflect.TypeFor[config.Metric](), reflect.TypeFor[config.Source](), reflect.TypeFor[config.BucketSD]()} {
 		for i := range typ.NumField() {
 			f := typ.Field(i)
 			name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
