@@ -26,7 +26,7 @@ func (a *Appliance) newBucket(cfg *config.Config) error {
 	if a.mesh != nil {
 		bo.Replicas = a.replicas
 		if a.mesh.Keyed() {
-			bo.Gaps = a.ledger
+			bo.Gaps, bo.Mesh = a.ledger, a.mesh
 		}
 	}
 	var err error

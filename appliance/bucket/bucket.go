@@ -37,11 +37,11 @@ type Gaps interface {
 	Missing(mint, maxt int64) []store.Missing
 }
 
-// Options is what a Bucket needs. All but Replicas and Gaps is required.
+// Options is what a Bucket needs. All but Replicas, Mesh and Gaps is required.
 type Options struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
-	// Dir holds what can be made anew from the bucket: staged blocks, index headers, copies of meta.json.
+	// Dir holds what can be made anew from the bucket: staged blocks, index headers, copies of meta.json, parts of blocks.
 	Dir string
 	// Config has a bucket section.
 	Config *config.Config
@@ -51,7 +51,9 @@ type Options struct {
 	External func() labels.Labels
 	// Replicas are the names of the replicas that live, this one among them; nil stands for this one alone.
 	Replicas func() []string
-	Store    *store.Store
+	// Mesh is how the replicas' caches reach each other; nil where they do not.
+	Mesh  Mesh
+	Store *store.Store
 	// Gaps is nil where nothing can be missing: a replica alone.
 	Gaps Gaps
 	// Window is how long the smallest block is.
@@ -132,6 +134,7 @@ func (b *Bucket) Run(ctx context.Context) error {
 	g.Go(func() error { return b.catalogue.run(ctx) })
 	g.Go(func() error { return b.uploader.run(ctx) })
 	g.Go(func() error { return b.reader.run(ctx) })
+	g.Go(func() error { return b.reader.share.run(ctx) })
 	g.Go(func() error { return b.compactor.run(ctx) })
 	return g.Wait()
 }
@@ -147,6 +150,7 @@ func (b *Bucket) Prepare(cfg *config.Config) (apply func() error, err error) {
 	}
 	return func() error {
 		b.retention.Store(&cfg.Bucket.Retention)
+		b.reader.share.configure(cfg.Bucket.Cache)
 		return use()
 	}, nil
 }

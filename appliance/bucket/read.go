@@ -48,7 +48,9 @@ const (
 // reader answers from the blocks of the bucket. Their series are bare, as local ones are: labels of a block would take the place of
 // a series' own of the same name.
 type reader struct {
-	b       *Bucket
+	b *Bucket
+	// share is the bucket as it reads it.
+	share   *share
 	store   *thanosstore.BucketStore
 	queries thanosquery.QueryableCreator
 	dropped *prometheus.CounterVec
@@ -73,6 +75,10 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 			Help: "Attempts to load the list of blocks for queries that failed. They are repeated.",
 		}),
 	}
+	var err error
+	if r.share, err = newShare(b, r.loaded.Load); err != nil {
+		return nil, err
+	}
 	cache, err := storecache.NewInMemoryIndexCacheWithConfig(b.kit, nil, reg, storecache.InMemoryIndexCacheConfig{
 		MaxSize: thanosmodel.Bytes(indexCacheBytes), MaxItemSize: thanosmodel.Bytes(indexCacheItem),
 	})
@@ -87,7 +93,7 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	}
 	fetcher := b.metas.NewMetaFetcher(prometheus.WrapRegistererWithPrefix("read_", reg), filters)
 	// Without a pool of chunks: in this process whoever reads still holds what would go back to it.
-	r.store, err = thanosstore.NewBucketStore(b.bkt, fetcher, filepath.Join(b.o.Dir, "headers"),
+	r.store, err = thanosstore.NewBucketStore(r.share, fetcher, filepath.Join(b.o.Dir, "headers"),
 		thanosstore.NewChunksLimiterFactory(maxReadChunks), thanosstore.NewSeriesLimiterFactory(maxReadSeries),
 		thanosstore.NewBytesLimiterFactory(maxReadBytes), thanosstore.NewGapBasedPartitioner(thanosstore.PartitionerMaxGapSize),
 		metaConcurrency, thanosstore.DefaultPostingOffsetInMemorySampling, false, true, readIdle,
@@ -132,7 +138,8 @@ func (r *reader) sync(ctx context.Context, v *view) error {
 	if r.loaded.Load() == nil {
 		load = r.store.InitialSync // It also removes what an earlier process left.
 	}
-	if err := load(ctx); err != nil {
+	// An index header is made with this context, also later, when a query needs it.
+	if err := load(pastCache(ctx)); err != nil {
 		return fmt.Errorf("load blocks: %w", err)
 	}
 	r.loaded.Store(v)
@@ -140,7 +147,10 @@ func (r *reader) sync(ctx context.Context, v *view) error {
 	return nil
 }
 
-func (r *reader) close() error { return r.store.Close() }
+func (r *reader) close() error {
+	r.share.close()
+	return r.store.Close()
+}
 
 // At is the data of the bucket, at a resolution of at most that; 0 is every sample.
 func (b *Bucket) At(resolution time.Duration) storage.Queryable {

@@ -17,6 +17,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/alecthomas/units"
 	"github.com/prometheus/common/model"
 	"github.com/thanos-io/objstore"
 	objclient "github.com/thanos-io/objstore/client"
@@ -40,6 +41,7 @@ type Bucket struct {
 	ProxyURL ProxyURL       `yaml:"proxy_url" reload:"yes" doc:"Proxy for all requests to the provider: http://, https:// or socks5://. Without it the environment variables HTTPS_PROXY, HTTP_PROXY and NO_PROXY hold. Not for FILESYSTEM, and not for BOS and OBS, whose clients take none."`
 	// Retention is how long blocks are kept, by resolution.
 	Retention BucketRetention `yaml:"retention" reload:"yes" doc:"How long blocks are kept in the bucket, for each resolution."`
+	Cache     BucketCache     `yaml:"cache" reload:"yes" doc:"What was read of the bucket is kept on the disk of each replica."`
 	// Name is the bucket, the container or, absolute, the folder.
 	Name string `yaml:"-"`
 
@@ -52,6 +54,15 @@ type BucketRetention struct {
 	FiveMinutes model.Duration `yaml:"5m" default:"0s" reload:"yes" doc:"For blocks that were downsampled to one point in 5 minutes. 0s means for ever."`
 	OneHour     model.Duration `yaml:"1h" default:"0s" reload:"yes" doc:"For blocks that were downsampled to one point in an hour. 0s means for ever."`
 }
+
+// BucketCache says how much of what was read of the bucket is kept on disk.
+type BucketCache struct {
+	// Size is in bytes; 0 keeps nothing.
+	Size units.Base2Bytes `yaml:"size" default:"1GB" reload:"yes" doc:"How much of blocks is kept, at most a quarter of the disk space that is free; the index headers of blocks may take as much again, or 1GB. Replicas share blocks out, so that together they keep as much as all of them may. 0 keeps nothing, and is the default for FILESYSTEM, which mostly is the same disk."`
+}
+
+// DefaultCacheSize is the cache of buckets that are not files, in bytes.
+const DefaultCacheSize = units.GiB
 
 // ObjstoreConfig is a configuration of objstore's client as YAML. However it is printed, nothing is shown.
 type ObjstoreConfig []byte
@@ -90,10 +101,11 @@ type shownBucket struct {
 	Prefix    string          `json:"prefix,omitempty" yaml:"prefix,omitempty"`
 	ProxyURL  string          `json:"proxy_url,omitempty" yaml:"proxy_url,omitempty"`
 	Retention BucketRetention `json:"retention" yaml:"retention"`
+	Cache     BucketCache     `json:"cache" yaml:"cache"`
 }
 
 func (b Bucket) shown() shownBucket {
-	return shownBucket{b.Type, secretToken, b.Prefix, b.ProxyURL.String(), b.Retention}
+	return shownBucket{b.Type, secretToken, b.Prefix, b.ProxyURL.String(), b.Retention, b.Cache}
 }
 
 // Format prints the section without its secrets, whatever the verb.
@@ -177,7 +189,7 @@ func (l *loader) bucket(cfg *Config, doc *section, v *yaml.Node) {
 	b := &Bucket{}
 	before := len(doc.found)
 	at := map[string]*yaml.Node{}
-	l.strictMapping(doc, v, []string{"type", "config", "prefix", "proxy_url", "retention"}, func(key string, v *yaml.Node) { at[key] = v })
+	l.strictMapping(doc, v, []string{"type", "config", "prefix", "proxy_url", "retention", "cache"}, func(key string, v *yaml.Node) { at[key] = v })
 	p := bucketType(doc, v, at["type"], b)
 	b.Prefix = bucketPrefix(doc, at["prefix"])
 	b.ProxyURL = bucketProxy(doc, at["proxy_url"], p)
@@ -188,6 +200,7 @@ func (l *loader) bucket(cfg *Config, doc *section, v *yaml.Node) {
 		})
 		d.piece(n)
 	}
+	l.bucketCache(doc, at["cache"], b)
 	switch n := at["config"]; {
 	case n == nil:
 		doc.add(v, "config is missing")
@@ -202,6 +215,27 @@ func (l *loader) bucket(cfg *Config, doc *section, v *yaml.Node) {
 	b.secrets.collect(v, "", false)
 	b.secrets.sort()
 	cfg.Bucket = b
+}
+
+func (l *loader) bucketCache(doc *section, n *yaml.Node, b *Bucket) {
+	if objstore.ObjProvider(b.Type) != objstore.FILESYSTEM {
+		b.Cache.Size = DefaultCacheSize
+	}
+	if isNull(n) {
+		return
+	}
+	given := b.Cache
+	d := l.newDiagnosis(doc, func(text string) error {
+		b.Cache = given
+		if err := gopkgyaml2.UnmarshalStrict([]byte(text), &b.Cache); err != nil {
+			return err
+		}
+		if b.Cache.Size < 0 {
+			return errors.New("size may not be negative")
+		}
+		return nil
+	})
+	d.piece(n)
 }
 
 func bucketType(doc *section, v, n *yaml.Node, b *Bucket) *provider {

@@ -35,6 +35,8 @@ func Manual() string {
 	fields(&b, "bucket.", reflect.TypeFor[Bucket]())
 	b.WriteString("\n`bucket.retention`:\n\n")
 	fields(&b, "bucket.retention.", reflect.TypeFor[BucketRetention]())
+	b.WriteString("\n`bucket.cache`:\n\n")
+	fields(&b, "bucket.cache.", reflect.TypeFor[BucketCache]())
 	b.WriteString("\n" + manualCredentials())
 
 	b.WriteString("\n## config_from\n\n" + manualConfigFrom)
