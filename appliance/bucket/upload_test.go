@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/units"
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -91,6 +92,8 @@ type cluster struct {
 	clock *clock
 	begin int64         // Of the first window that there are data of.
 	raw   time.Duration // The retention of the bucket.
+	cache units.Base2Bytes
+	mesh  func(replica string) Mesh // nil where the caches do not reach each other.
 }
 
 func newTestCluster(t *testing.T, names ...string) *cluster {
@@ -171,13 +174,18 @@ func (r *replica) restart() {
 		require.NoError(r.t, r.bucket.Close())
 	}
 	var err error
+	var mesh Mesh
+	if r.mesh != nil {
+		mesh = r.mesh(r.name)
+	}
 	bucket, err := New(Options{
 		Logger: slog.New(slog.NewTextHandler(&r.logs, nil)), Registerer: prometheus.NewRegistry(),
 		Dir: filepath.Join(r.dir, "bucket"), Replica: r.name, Store: r.store, Gaps: &r.gaps, Window: testWindow,
 		Config: &config.Config{Bucket: &config.Bucket{
 			Type: "FILESYSTEM", Name: r.cluster.dir, Objstore: fmt.Appendf(nil, "type: FILESYSTEM\nconfig: {directory: %q}\n", r.cluster.dir),
-			Retention: config.BucketRetention{Raw: model.Duration(r.raw)},
+			Retention: config.BucketRetention{Raw: model.Duration(r.raw)}, Cache: config.BucketCache{Size: r.cache},
 		}},
+		Mesh: mesh,
 		External: func() labels.Labels {
 			return labels.FromStrings("cluster", "c", "replica", r.name, "zone", "z-"+r.name)
 		},
