@@ -44,10 +44,19 @@ func found(t *testing.T, from storage.Queryable, mint, maxt int64) (map[string]m
 func inBucket(t *testing.T, n int) (c *cluster, r *replica, end int64) {
 	t.Helper()
 	c = newTestCluster(t, "a", "b")
-	r = c.replica("a")
-	other := c.replica("b")
+	_, r, end = c.inBucket(n)
+	return c, r, end
+}
+
+// inBucket is the same, of all the cluster's replicas.
+func (c *cluster) inBucket(n int) (all []*replica, first *replica, end int64) {
+	t := c.t
+	t.Helper()
+	for _, name := range c.names {
+		all = append(all, c.replica(name))
+	}
 	own := labels.FromStrings("__name__", "test_zones", "cluster", "mine", "replica", "2", "zone", "eu")
-	for _, x := range []*replica{r, other} {
+	for _, x := range all {
 		for _, at := range c.samples(n) {
 			x.append(at)
 			app := x.store.Appender(context.Background())
@@ -58,13 +67,12 @@ func inBucket(t *testing.T, n int) (c *cluster, r *replica, end int64) {
 		x.scrapeNothing(n)
 	}
 	for range 2 {
-		for _, x := range []*replica{r, other} {
+		for _, x := range all {
 			x.round()
 		}
 	}
 	require.Len(t, c.readable(), n)
-	end = c.begin + int64(n)*testWindow.Milliseconds()
-	return c, r, end
+	return all, all[0], c.begin + int64(n)*testWindow.Milliseconds()
 }
 
 // scrapeNothing waits until n windows are in blocks.
