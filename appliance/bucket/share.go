@@ -36,8 +36,9 @@ const (
 	// askHedge is how long the owner of a block may say nothing before the bucket is read instead, askPatience how long it may take
 	// for all that was asked: it may have to read the bucket itself.
 	askHedge, askPatience = 300 * time.Millisecond, 5 * time.Second
-	// askedAtOnce bounds how many questions are answered at once, which bounds the memory that takes.
-	askedAtOnce = 16
+	// askedAtOnce bounds how many questions are answered at once, which bounds the memory that takes, and askingAtOnce how many are asked:
+	// what is refused would be kept nowhere.
+	askedAtOnce, askingAtOnce = 16, 8
 	// ownerReadTimeout bounds how long what was asked for is read from the bucket. It goes on when nobody waits for it any more, because
 	// the next one who asks finds it here.
 	ownerReadTimeout = 30 * time.Second
@@ -70,6 +71,8 @@ const (
 
 var (
 	errOwnerSlow = errors.New("it did not answer in time")
+	errOwnerRest = errors.New("it failed a moment ago")
+	errOwnerBusy = errors.New("too much is asked of others already")
 	errClosed    = errors.New("this replica is stopping")
 	errLength    = errors.New("the answer has not the length that was asked for")
 )
@@ -97,8 +100,8 @@ type share struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	reading singleflight.Group
-	// answering and reads have a place for each question, and each read for one, at once.
-	answering, reads chan struct{}
+	// asking has a place for each question to others at once, answering for each of theirs, and reads for each read for these.
+	asking, answering, reads chan struct{}
 
 	mtx    sync.Mutex
 	closed bool
@@ -122,7 +125,7 @@ var (
 func newShare(b *Bucket, loaded func() *view) (*share, error) {
 	s := &share{
 		b: b, rests: map[string]time.Time{}, headers: newHeaders(b.logger, b.o.Registerer, filepath.Join(b.o.Dir, "headers")),
-		answering: make(chan struct{}, askedAtOnce), reads: make(chan struct{}, askedAtOnce),
+		asking: make(chan struct{}, askingAtOnce), answering: make(chan struct{}, askedAtOnce), reads: make(chan struct{}, askedAtOnce),
 		served: promauto.With(b.o.Registerer).NewCounter(prometheus.CounterOpts{
 			Name: "tocsin_bucket_cache_served_bytes_total",
 			Help: "Size of the parts of blocks that other replicas got from this one.",
@@ -481,18 +484,35 @@ func (s *share) owner(id ulid.ULID) string {
 		return self
 	}
 	owner := order(id.String(), o.names)[0]
-	s.mtx.Lock()
-	defer s.mtx.Unlock()
-	if time.Now().Before(s.rests[owner]) {
+	if s.resting(owner) {
 		return self
 	}
 	return owner
+}
+
+// resting tells whether a replica is left alone.
+func (s *share) resting(owner string) bool {
+	s.mtx.Lock()
+	defer s.mtx.Unlock()
+	return time.Now().Before(s.rests[owner])
 }
 
 // ask asks the owner of a block for [begin, end) of one of its objects. An error is counted here, and costs nothing but time: only the
 // length is checked. Thanos's reader checks no checksum of what it reads of a block; who has the cluster's key is trusted that far, as
 // with the data that replicas heal from.
 func (s *share) ask(ctx context.Context, owner, object string, begin, end int64) ([]byte, error) {
+	select {
+	case s.asking <- struct{}{}:
+		defer func() { <-s.asking }()
+	case <-time.After(askPatience):
+		s.disk.failures.WithLabelValues(peerBusy).Inc()
+		return nil, errOwnerBusy
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if s.resting(owner) {
+		return nil, errOwnerRest
+	}
 	asking, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	data, err := s.receive(asking, cancel, owner, &peerspb.ReadRequest{Object: object, Begin: begin, End: end})
