@@ -469,6 +469,58 @@ func TestAnOwnerThatDoesNotHelp(t *testing.T) {
 	}
 }
 
+// TestManyQuestions holds that no more is asked at once than is answered, and that an owner that hangs is waited for once.
+func TestManyQuestions(t *testing.T) {
+	const questions = 5 * askingAtOnce
+	for name, hangs := range map[string]bool{"answers": false, "hangs": true} {
+		t.Run(name, func(t *testing.T) {
+			var inside, most atomic.Int64
+			var once sync.Once
+			full := make(chan struct{})
+			o := &owner{answer: func(req *peerspb.ReadRequest, srv grpc.ServerStreamingServer[peerspb.ReadReply]) error {
+				n := inside.Add(1)
+				defer inside.Add(-1)
+				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				if hangs {
+					<-srv.Context().Done()
+					return srv.Context().Err()
+				}
+				if err := srv.Send(&peerspb.ReadReply{}); err != nil {
+					return err
+				}
+				if n == askingAtOnce {
+					once.Do(func() { close(full) })
+				}
+				<-full
+				return srv.Send(&peerspb.ReadReply{Data: make([]byte, req.End-req.Begin)})
+			}}
+			o.conn = serve(t, o)
+			c := newTestCluster(t, "a")
+			c.cache, c.mesh = 64<<20, func(string) Mesh { return o }
+			s := c.replica("a").bucket.reader.share
+			var jobs sync.WaitGroup
+			var answers atomic.Int64
+			for n := range int64(questions) {
+				jobs.Go(func() {
+					data, err := s.ask(t.Context(), "x", testBlock.String()+"/index", n, n+10)
+					if err == nil && len(data) == 10 {
+						answers.Add(1)
+					}
+				})
+			}
+			jobs.Wait()
+			if hangs {
+				require.Zero(t, answers.Load())
+				require.LessOrEqual(t, o.asked.Load(), int64(askingAtOnce))
+				return
+			}
+			require.Equal(t, int64(questions), answers.Load())
+			require.Equal(t, int64(askingAtOnce), most.Load())
+		})
+	}
+}
+
 // TestAnsweringOthers has a replica asked what it must not answer, and what it has to read first.
 func TestAnsweringOthers(t *testing.T) {
 	c := newTestCluster(t, "a", "b")
