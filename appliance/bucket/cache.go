@@ -139,6 +139,7 @@ type diskCache struct {
 	// listed says that kept is all there is. Until then nothing is stored.
 	listed bool
 	rests  time.Time // until when nothing is stored
+	warned time.Time // when the last trouble with a file was logged
 
 	hits      *prometheus.CounterVec
 	hitBytes  *prometheus.CounterVec
@@ -333,12 +334,15 @@ func (c *diskCache) get(s subrange) ([]byte, bool) {
 	path := filepath.Join(c.dir, s.path())
 	data, reason, err := readSubrange(path, s)
 	if err != nil {
-		if reason != "" {
-			c.failures.WithLabelValues(reason).Inc()
-			c.logger.Warn("a file of the cache is no good; it is removed, and read again from the bucket", "file", path, "err", err)
-		}
 		c.mtx.Lock()
 		defer c.mtx.Unlock()
+		if reason != "" {
+			c.failures.WithLabelValues(reason).Inc()
+			if now.Sub(c.warned) > cacheTidy { // There may be many, which the counter tells.
+				c.warned = now
+				c.logger.Warn("a file of the cache is no good; it is removed, and read again from the bucket", "file", path, "err", err)
+			}
+		}
 		if err := os.Remove(path); err == nil || errors.Is(err, fs.ErrNotExist) {
 			c.forget(s)
 		}
