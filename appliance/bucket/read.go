@@ -52,7 +52,6 @@ type reader struct {
 	// share is the bucket as it reads it.
 	share   *share
 	store   *thanosstore.BucketStore
-	skips   *skipping
 	queries thanosquery.QueryableCreator
 	dropped *prometheus.CounterVec
 	failed  prometheus.Counter
@@ -61,16 +60,12 @@ type reader struct {
 	loaded atomic.Pointer[view]
 	ready  chan struct{}
 	once   sync.Once
-
-	// again tells that a block has to be loaded anew; anew are those that are left out for that, while syncing.
-	again chan struct{}
-	anew  map[ulid.ULID]struct{}
 }
 
 func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	own := promauto.With(b.o.Registerer)
 	r := &reader{
-		b: b, ready: make(chan struct{}), again: make(chan struct{}, 1),
+		b: b, ready: make(chan struct{}),
 		dropped: own.NewCounterVec(prometheus.CounterOpts{
 			Name: "tocsin_bucket_unread_blocks_total",
 			Help: "Times that a look at the bucket left a block out of what queries read, by reason: foreign (of another cluster), future, replaced (another block has its windows whole), broken.",
@@ -108,8 +103,7 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the reader of the bucket: %w", err)
 	}
-	r.skips = newSkipping(b, r.store)
-	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), r.skips,
+	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), newSkipping(b, r.store),
 		readersAtOnce, readTimeout, dedup.AlgorithmPenalty, 0)
 	return r, nil
 }
@@ -129,14 +123,10 @@ func (r *reader) run(ctx context.Context) error {
 					"err", r.b.o.Config.Bucket.Redact(err.Error()))
 			}
 		}
-		if r.skips.isStuck() { // Still, because the bucket does not answer.
-			wait = min(wait, skipFirst)
-		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.b.catalogue.changed:
-		case <-r.again:
 		case <-time.After(wait):
 		}
 	}
@@ -147,15 +137,6 @@ func (r *reader) sync(ctx context.Context, v *view) error {
 	load := r.store.SyncBlocks
 	if r.loaded.Load() == nil {
 		load = r.store.InitialSync // It also removes what an earlier process left.
-	}
-	// A block that has to be loaded anew is dropped first.
-	if r.anew = r.skips.takeStuck(); len(r.anew) > 0 {
-		err := r.store.SyncBlocks(pastCache(ctx))
-		again := r.anew
-		if r.anew = nil; err != nil {
-			r.skips.putStuck(again)
-			return fmt.Errorf("drop blocks: %w", err)
-		}
 	}
 	// An index header is made with this context, also later, when a query needs it.
 	if err := load(pastCache(ctx)); err != nil {
@@ -258,9 +239,6 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 		bare := *m
 		bare.Thanos.Labels = map[string]string{}
 		metas[id] = &bare
-	}
-	for id := range f.r.anew {
-		delete(metas, id)
 	}
 	return nil
 }

@@ -181,53 +181,6 @@ func TestABrokenBlockBehindTheCache(t *testing.T) {
 	require.Equal(t, 2*len(want)*int(testWindow/testEvery), rest)
 }
 
-// headerless is a bucket in which index headers cannot be made for a while.
-type headerless struct {
-	objstore.Bucket
-	away atomic.Bool
-}
-
-func (h *headerless) GetRange(ctx context.Context, name string, off, length int64) (io.ReadCloser, error) {
-	if h.away.Load() && ctx.Value(uncached{}) != nil {
-		return nil, errors.New("the bucket is away")
-	}
-	return h.Bucket.GetRange(ctx, name, off, length)
-}
-
-// TestAHeaderThatFailedIsMadeLater has the bucket away for the moment in which a block is read first.
-func TestAHeaderThatFailedIsMadeLater(t *testing.T) {
-	c := newTestCluster(t, "a", "b")
-	c.cache = 64 << 20
-	_, r, end := c.inBucket(2)
-	h := &headerless{}
-	r.inject(func(bkt objstore.Bucket) objstore.Bucket { h.Bucket = bkt; return h })
-	want, _ := found(t, r.store.Local(), c.begin, end-1)
-	k := r.bucket.reader.skips
-	later := func() {
-		k.mtx.Lock()
-		defer k.mtx.Unlock()
-		for id, u := range k.bad {
-			u.at = u.at.Add(-u.wait)
-			k.bad[id] = u
-		}
-	}
-	h.away.Store(true)
-	r.load()
-	for range 2 {
-		got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
-		require.Empty(t, got)
-		require.NotEmpty(t, warnings)
-		require.True(t, k.isStuck())
-		r.load()
-		require.False(t, k.isStuck())
-		later()
-	}
-	h.away.Store(false)
-	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
-	require.Empty(t, warnings)
-	require.Equal(t, want, got)
-}
-
 // delegate is a real mesh whose replica can come back with another Bucket.
 type delegate struct {
 	*mesh.Mesh

@@ -3,7 +3,6 @@ package bucket
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -27,10 +26,7 @@ const (
 	maxSkips = 8
 )
 
-var (
-	blockName   = regexp.MustCompile(`\b[0-7][0-9A-HJKMNP-TV-Z]{25}\b`)
-	headerError = regexp.MustCompile(`index[- ]header`)
-)
+var blockName = regexp.MustCompile(`\b[0-7][0-9A-HJKMNP-TV-Z]{25}\b`)
 
 // skipping leaves out blocks that cannot be read: Thanos's store fails a whole select because of one of them. What it would have had
 // is a warning.
@@ -40,8 +36,6 @@ type skipping struct {
 
 	mtx sync.Mutex
 	bad map[ulid.ULID]unreadable
-	// stuck are those of them that have to be loaded anew: Thanos's reader of an index header that could not be made once fails for ever.
-	stuck map[ulid.ULID]struct{}
 }
 
 type unreadable struct {
@@ -51,7 +45,7 @@ type unreadable struct {
 }
 
 func newSkipping(b *Bucket, s *thanosstore.BucketStore) *skipping {
-	k := &skipping{BucketStore: s, b: b, bad: map[ulid.ULID]unreadable{}, stuck: map[ulid.ULID]struct{}{}}
+	k := &skipping{BucketStore: s, b: b, bad: map[ulid.ULID]unreadable{}}
 	promauto.With(b.o.Registerer).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tocsin_bucket_unreadable_blocks",
 		Help: "Blocks of the bucket that queries leave out for a while, because they could not be read.",
@@ -91,23 +85,7 @@ func (k *skipping) skip(id ulid.ULID, why error) time.Duration {
 		u.wait = min(2*before.wait, skipMost)
 	}
 	k.bad[id] = u
-	if headerError.MatchString(u.why) {
-		k.stuck[id] = struct{}{}
-		select {
-		case k.b.reader.again <- struct{}{}:
-		default:
-		}
-	}
 	return u.wait
-}
-
-// takeStuck are the blocks that have to be loaded anew. It tells of each once.
-func (k *skipping) takeStuck() map[ulid.ULID]struct{} {
-	k.mtx.Lock()
-	defer k.mtx.Unlock()
-	stuck := k.stuck
-	k.stuck = map[ulid.ULID]struct{}{}
-	return stuck
 }
 
 // Series implements storepb.StoreServer.
@@ -138,19 +116,6 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 		}
 		k.b.logger.Warn("a block of the bucket cannot be read; queries leave it out", "block", id, "for", k.skip(id, err), "err", err)
 	}
-}
-
-func (k *skipping) isStuck() bool {
-	k.mtx.Lock()
-	defer k.mtx.Unlock()
-	return len(k.stuck) > 0
-}
-
-// putStuck takes back those that could not be dropped.
-func (k *skipping) putStuck(stuck map[ulid.ULID]struct{}) {
-	k.mtx.Lock()
-	defer k.mtx.Unlock()
-	maps.Copy(k.stuck, stuck)
 }
 
 // warn tells of a block that is left out, if it would have had something to say.
