@@ -18,6 +18,7 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 	add(&g, "stop request", func(stop context.Context) error { return a.waitForStop(ctx, stop) })
 	if a.source != nil {
 		add(&g, "configuration from the bucket", a.gated(a.source.Run))
+		add(&g, "alert of the configuration", a.gated(a.alertOfConfig))
 	}
 	add(&g, "configuration", a.keepConfigured)
 
