@@ -261,7 +261,7 @@ func New(opts Options) (_ *Appliance, err error) {
 
 	eo := opts.Evaluate
 	eo.Logger, eo.Registerer = a.component("evaluate"), opts.Registry
-	eo.Queryable, eo.Appendable, eo.Engine = a.query.Queryable(), a.store, a.query.Engine()
+	eo.Queryable, eo.Appendable, eo.Engine = a.query.RulesQueryable(), a.store, a.query.Engine()
 	eo.Evaluated = func(g *rules.Group, at time.Time) {
 		a.ledger.Evaluated(heal.GroupLabels(g), at.UnixMilli(), g.Interval().Milliseconds())
 	}

@@ -35,7 +35,7 @@ const (
 	indexCacheBytes, indexCacheItem = 64 << 20, 16 << 20
 	// readersAtOnce bounds the selects that run at once, readTimeout each of them.
 	readersAtOnce, readTimeout = 20, time.Minute
-	// readPatience is how long a query waits after a start until it is known what is in the bucket.
+	// readPatience is how long after a start queries wait until it is known what is in the bucket.
 	readPatience = 3 * time.Second
 	// readIdle is after how long without a query the index header of a block leaves memory.
 	readIdle = 5 * time.Minute
@@ -58,12 +58,13 @@ type reader struct {
 	loaded atomic.Pointer[view]
 	ready  chan struct{}
 	once   sync.Once
+	began  time.Time
 }
 
 func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	own := promauto.With(b.o.Registerer)
 	r := &reader{
-		b: b, ready: make(chan struct{}),
+		b: b, ready: make(chan struct{}), began: time.Now(),
 		dropped: own.NewCounterVec(prometheus.CounterOpts{
 			Name: "tocsin_bucket_unread_blocks_total",
 			Help: "Times that a look at the bucket left a block out of what queries read, by reason: foreign (of another cluster), future, replaced (another block has its windows whole), broken.",
@@ -155,7 +156,7 @@ var errNotLoaded = errors.New("the blocks of the bucket are not listed yet")
 func (b *Bucket) Until() (int64, error) {
 	select {
 	case <-b.reader.ready:
-	case <-time.After(readPatience):
+	case <-time.After(time.Until(b.reader.began.Add(readPatience))):
 		if err := b.catalogue.problem(); err != nil {
 			return 0, fmt.Errorf("%w: %s", errNotLoaded, b.o.Config.Bucket.Redact(err.Error()))
 		}

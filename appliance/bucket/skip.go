@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -22,9 +23,14 @@ import (
 const (
 	// skipFirst is how long a block that could not be read is left out, doubled each time that it cannot be read again, up to skipMost.
 	skipFirst, skipMost = 10 * time.Second, 10 * time.Minute
+	// probeFor is how long the bucket may take to answer a small question, before it counts as away; awayFor is how long no query asks it then.
+	probeFor, awayFor = 2 * time.Second, 10 * time.Second
 	// maxSkips bounds how many blocks are found unreadable by one select.
 	maxSkips = 8
 )
+
+// probeName is an object that need not be there.
+const probeName = "tocsin-probe"
 
 var blockName = regexp.MustCompile(`\b[0-7][0-9A-HJKMNP-TV-Z]{25}\b`)
 
@@ -34,8 +40,10 @@ type skipping struct {
 	*thanosstore.BucketStore
 	b *Bucket
 
-	mtx sync.Mutex
-	bad map[ulid.ULID]unreadable
+	mtx  sync.Mutex
+	bad  map[ulid.ULID]unreadable
+	away time.Time // until when nobody is made to wait for the bucket
+	why  error
 }
 
 type unreadable struct {
@@ -90,6 +98,9 @@ func (k *skipping) skip(id ulid.ULID, why error) time.Duration {
 
 // Series implements storepb.StoreServer.
 func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesServer) error {
+	if err := k.isAway(); err != nil {
+		return err
+	}
 	for tries := 0; ; tries++ {
 		bad := k.skipped()
 		asked := *req
@@ -110,12 +121,42 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 			}
 			return held.release()
 		}
+		if srv.Context().Err() != nil {
+			return err
+		}
+		if away := k.probe(srv.Context(), err); away != nil {
+			return away
+		}
 		id, ok := k.culprit(err)
-		if _, again := bad[id]; !ok || again || tries >= maxSkips || srv.Context().Err() != nil {
+		if _, again := bad[id]; !ok || again || tries >= maxSkips {
 			return err
 		}
 		k.b.logger.Warn("a block of the bucket cannot be read; queries leave it out", "block", id, "for", k.skip(id, err), "err", err)
 	}
+}
+
+// isAway is why the bucket is not asked at the moment, nil if it is.
+func (k *skipping) isAway() error {
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	if time.Now().Before(k.away) {
+		return fmt.Errorf("the bucket was away less than %s ago: %w", awayFor, k.why)
+	}
+	return nil
+}
+
+// probe finds out, after an error, whether it is the bucket that is away and not a block that is broken. Providers try again and again for
+// seconds: whoever asks next is to have it at once.
+func (k *skipping) probe(ctx context.Context, failed error) error {
+	ctx, cancel := context.WithTimeout(ctx, probeFor)
+	defer cancel()
+	if _, err := k.b.bkt.Exists(ctx, probeName); err == nil {
+		return nil
+	}
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	k.away, k.why = time.Now().Add(awayFor), failed
+	return failed
 }
 
 // warn tells of a block that is left out, if it would have had something to say.

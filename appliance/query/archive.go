@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -79,8 +80,28 @@ type archived struct {
 	oldest  func() (int64, error)
 	gaps    Gaps // nil where there are no others
 	archive Archive
+	// patience bounds what one select of the archive may take; 0 for no bound but the query's. Who had to be stopped once is not asked until
+	// rests, in Unix nanoseconds.
+	patience time.Duration
+	rests    *atomic.Int64
 
 	selects, failures prometheus.Counter
+}
+
+// rulesPatience is how long a rule waits for the archive. What is old is little of what a rule looks at, mostly nothing: a rule that comes
+// late because of it is worse. rulesRest is how long no rule asks after one had to give up: there may be many, one after the other.
+const (
+	rulesPatience = time.Second
+	rulesRest     = 15 * time.Second
+)
+
+var errSlowArchive = fmt.Errorf("it did not answer a rule within %s", rulesPatience)
+
+// forRules is the same with the patience of rules.
+func (a *archived) forRules() *archived {
+	patient := *a
+	patient.patience, patient.rests = rulesPatience, &atomic.Int64{}
+	return &patient
 }
 
 func newArchived(recent storage.Queryable, o *Options) *archived {
@@ -194,10 +215,25 @@ func (q *archivedQuerier) Select(ctx context.Context, sorted bool, hints *storag
 	if isLocalOnly(ctx) || hints != nil && hints.Start >= q.split {
 		return q.recent.Select(ctx, sorted, hints, ms...)
 	}
+	whole := ctx
 	older, err := q.older(ctx)
+	if err == nil && q.a.rests != nil && time.Now().UnixNano() < q.a.rests.Load() {
+		err = errors.Join(errSlowArchive, older.Close())
+	}
 	if err != nil {
 		q.a.failures.Inc()
 		return withWarning(q.recent.Select(ctx, sorted, hints, ms...), q.missing(err))
+	}
+	done := func() {}
+	if q.a.patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, q.a.patience)
+		done = func() {
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				q.a.rests.Store(time.Now().Add(rulesRest).UnixNano())
+			}
+			cancel()
+		}
 	}
 	bounds := storage.SelectHints{Start: q.mint, End: q.maxt}
 	if hints != nil {
@@ -206,13 +242,16 @@ func (q *archivedQuerier) Select(ctx context.Context, sorted bool, hints *storag
 	theirs := bounds
 	theirs.End = min(bounds.End, q.split-1)
 	// Some queriers alter the slice.
-	set := &olderSet{SeriesSet: older.Select(ctx, true, &theirs, slices.Clone(ms)...), q: q, close: older.Close}
+	set := &olderSet{SeriesSet: older.Select(ctx, true, &theirs, slices.Clone(ms)...), q: q, close: func() error {
+		defer done()
+		return older.Close()
+	}}
 	if bounds.End < q.split {
 		return set
 	}
 	ours := bounds
 	ours.Start = max(bounds.Start, q.split)
-	return storage.NewMergeSeriesSet([]storage.SeriesSet{set, q.recent.Select(ctx, true, &ours, ms...)}, bounds.Limit, storage.ChainedSeriesMerge)
+	return storage.NewMergeSeriesSet([]storage.SeriesSet{set, q.recent.Select(whole, true, &ours, ms...)}, bounds.Limit, storage.ChainedSeriesMerge)
 }
 
 // missing is a sentence for whoever reads the answer.

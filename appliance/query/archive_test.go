@@ -23,6 +23,7 @@ type shelf struct {
 	fail  atomic.Pointer[error]
 	// unknown is why nobody knows what there is.
 	unknown atomic.Pointer[error]
+	hang    atomic.Bool
 	asked   atomic.Int64
 	most    atomic.Int64 // The last resolution that was asked for.
 }
@@ -32,6 +33,9 @@ func (s *shelf) At(resolution time.Duration) storage.Queryable {
 	s.most.Store(int64(resolution))
 	return storage.QueryableFunc(func(mint, maxt int64) (storage.Querier, error) {
 		q, err := s.Querier(mint, maxt)
+		if s.hang.Load() && err == nil {
+			return hanging{q}, nil
+		}
 		if why := s.fail.Load(); why != nil && err == nil {
 			return failing{q, *why}, nil
 		}
@@ -44,6 +48,14 @@ func (s *shelf) Until() (int64, error) {
 		return 0, *why
 	}
 	return s.until, nil
+}
+
+// hanging does not answer before its context ends.
+type hanging struct{ storage.Querier }
+
+func (h hanging) Select(ctx context.Context, _ bool, _ *storage.SelectHints, _ ...*labels.Matcher) storage.SeriesSet {
+	<-ctx.Done()
+	return storage.ErrSeriesSet(ctx.Err())
 }
 
 type failing struct {
@@ -197,5 +209,40 @@ func TestWhatIsBeingFilledComesFromTheOthers(t *testing.T) {
 	}
 	if s.asked.Load() == 0 || len(peers.questions()) == 0 {
 		t.Error("one of the two was not asked")
+	}
+}
+
+// TestRulesDoNotWaitForTheArchive holds that an archive that hangs costs a rule a moment, and the next ones nothing.
+func TestRulesDoNotWaitForTheArchive(t *testing.T) {
+	w := newWorld(everything, false, false)
+	at := (w.start + w.end) / 2
+	_, s, r, _ := shelved(t, at, nil)
+	s.hang.Store(true)
+	rules := r.RulesQueryable()
+	ask := func() (n int, warnings []error, took time.Duration) {
+		began := time.Now()
+		q, err := rules.Querier(w.start, w.end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer q.Close() //nolint:errcheck // It is read-only.
+		set := q.Select(t.Context(), false, nil, labels.MustNewMatcher(labels.MatchEqual, "__name__", "temperature"))
+		for set.Next() {
+			n++
+		}
+		if err := set.Err(); err != nil {
+			t.Fatal(err)
+		}
+		return n, set.Warnings().AsErrors(), time.Since(began)
+	}
+	for i, want := range []string{context.DeadlineExceeded.Error(), errSlowArchive.Error()} {
+		n, warnings, took := ask()
+		if n == 0 || len(warnings) != 1 || !strings.Contains(warnings[0].Error(), want) {
+			t.Errorf("%d. time: %d series, %v, after %s", i+1, n, warnings, took)
+		}
+	}
+	s.hang.Store(false)
+	if a := r.get(t, "query", "query", "count(temperature)", "time", stamp(at-60_000)); a.code != 200 || len(a.Warnings) != 0 {
+		t.Errorf("a query of somebody else: %d %v", a.code, a.Warnings)
 	}
 }
