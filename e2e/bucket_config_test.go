@@ -167,7 +167,12 @@ alertmanager:
   receivers: [{name: none}]
 `)
 	write(t, c.dir, "new/rules/a.yml", "groups:\n- name: g\n  rules: [{record: a:b, expr: vector(1)}]\n")
-	c.up()
+	for _, r := range c.replicas {
+		r.start()
+	}
+	for _, r := range c.replicas {
+		r.ready()
+	}
 
 	type member struct {
 		Name   string

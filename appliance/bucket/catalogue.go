@@ -19,8 +19,11 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
 
-// lookEvery is how often the blocks of the bucket are listed, shorter where windows are.
-const lookEvery = 3 * time.Minute
+// lookEvery is how often the blocks of the bucket are listed, shorter where windows are; lookAgain is how soon after a failure.
+const (
+	lookEvery = 3 * time.Minute
+	lookAgain = 20 * time.Second
+)
 
 // errNotLooked says that the bucket has not been listed yet.
 var errNotLooked = errors.New("the bucket was not listed yet")
@@ -88,13 +91,15 @@ func newCatalogue(b *Bucket, reg prometheus.Registerer) *catalogue {
 func (c *catalogue) run(ctx context.Context) error {
 	every := min(lookEvery, max(time.Second, c.b.o.Window/12))
 	for {
+		wait := every
 		if _, err := c.look(ctx); err != nil && ctx.Err() == nil {
-			c.b.logger.Warn("cannot list the bucket; it is tried again", "every", every, "err", err)
+			wait = min(every, lookAgain)
+			c.b.logger.Warn("cannot list the bucket; it is tried again", "every", wait, "err", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(every):
+		case <-time.After(wait):
 		}
 	}
 }

@@ -39,6 +39,8 @@ const (
 	readPatience = 3 * time.Second
 	// readIdle is after how long without a query the index header of a block leaves memory.
 	readIdle = 5 * time.Minute
+	// anewEvery is how often it is tried to load anew what could not be read, while the bucket cannot be listed.
+	anewEvery = 5 * time.Second
 	// fromTheFuture is how far ahead of our clock data may be.
 	fromTheFuture = 24 * time.Hour
 	// neverALabel stands for the label that tells replicas apart, which none of the series has: blocks that overlap are told apart by that.
@@ -50,6 +52,7 @@ const (
 type reader struct {
 	b       *Bucket
 	store   *thanosstore.BucketStore
+	reads   *skipping
 	queries thanosquery.QueryableCreator
 	dropped *prometheus.CounterVec
 	failed  prometheus.Counter
@@ -59,6 +62,8 @@ type reader struct {
 	ready  chan struct{}
 	once   sync.Once
 	began  time.Time
+	// leave are blocks that the store is to forget.
+	leave atomic.Pointer[[]ulid.ULID]
 }
 
 func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
@@ -98,7 +103,8 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the reader of the bucket: %w", err)
 	}
-	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), newSkipping(b, r.store),
+	r.reads = newSkipping(b, r.store)
+	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), r.reads,
 		readersAtOnce, readTimeout, dedup.AlgorithmPenalty, 0)
 	return r, nil
 }
@@ -112,19 +118,47 @@ func (r *reader) run(ctx context.Context) error {
 		if v, err := r.b.catalogue.last(); err != nil {
 			wait = min(every, time.Second)
 		} else if r.b.catalogue.problem() == nil {
-			if err := r.sync(ctx, v); err != nil && ctx.Err() == nil {
+			if err := r.load(ctx, v); err != nil && ctx.Err() == nil {
 				r.failed.Inc()
 				r.b.logger.Warn("cannot load the blocks of the bucket for queries; it is tried again", "in", wait,
 					"err", r.b.o.Config.Bucket.Redact(err.Error()))
 			}
 		}
+		if len(r.reads.toLoadAnew()) > 0 {
+			wait = min(every, anewEvery)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.b.catalogue.changed:
+		case <-r.reads.again:
+			// Whoever asked is answered already. Not at once again and again.
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(min(every, time.Second)):
+			}
 		case <-time.After(wait):
 		}
 	}
+}
+
+// load syncs, and has the store forget and load anew what it remembers an error of.
+func (r *reader) load(ctx context.Context, v *view) error {
+	anew := r.reads.toLoadAnew()
+	if len(anew) > 0 {
+		r.leave.Store(&anew)
+		err := r.sync(ctx, v)
+		r.leave.Store(nil)
+		if err != nil {
+			return err
+		}
+	}
+	if err := r.sync(ctx, v); err != nil {
+		return err
+	}
+	r.reads.loadedAnew(anew)
+	return nil
 }
 
 // sync loads at least what a look at the bucket saw.
@@ -188,6 +222,11 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 	drop := func(id ulid.ULID, reason string) {
 		f.r.dropped.WithLabelValues(reason).Inc()
 		delete(metas, id)
+	}
+	if leave := f.r.leave.Load(); leave != nil {
+		for _, id := range *leave {
+			delete(metas, id)
+		}
 	}
 	for id, m := range metas {
 		switch {

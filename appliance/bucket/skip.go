@@ -40,6 +40,9 @@ type skipping struct {
 	*thanosstore.BucketStore
 	b *Bucket
 
+	// again tells that there are blocks to load anew.
+	again chan struct{}
+
 	mtx  sync.Mutex
 	bad  map[ulid.ULID]unreadable
 	away time.Time // until when nobody is made to wait for the bucket
@@ -50,10 +53,12 @@ type unreadable struct {
 	at   time.Time
 	wait time.Duration
 	why  string
+	// anew says that the store has to load the block anew: once an index header could not be had, upstream's reader gives that error for ever.
+	anew bool
 }
 
 func newSkipping(b *Bucket, s *thanosstore.BucketStore) *skipping {
-	k := &skipping{BucketStore: s, b: b, bad: map[ulid.ULID]unreadable{}}
+	k := &skipping{BucketStore: s, b: b, again: make(chan struct{}, 1), bad: map[ulid.ULID]unreadable{}}
 	promauto.With(b.o.Registerer).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tocsin_bucket_unreadable_blocks",
 		Help: "Blocks of the bucket that queries leave out for a while, because they could not be read.",
@@ -73,6 +78,8 @@ func (k *skipping) skipped() map[ulid.ULID]unreadable {
 	out := map[ulid.ULID]unreadable{}
 	for id, u := range k.bad {
 		switch {
+		case u.anew:
+			out[id] = u
 		case u.at.Before(back): // The bucket was away then: that says nothing about a block.
 			delete(k.bad, id)
 		case now.Sub(u.at) < u.wait:
@@ -88,12 +95,45 @@ func (k *skipping) skipped() map[ulid.ULID]unreadable {
 func (k *skipping) skip(id ulid.ULID, why error) time.Duration {
 	k.mtx.Lock()
 	defer k.mtx.Unlock()
-	u := unreadable{at: time.Now(), wait: skipFirst, why: why.Error()}
+	u := unreadable{at: time.Now(), wait: skipFirst, why: why.Error(), anew: true}
 	if before, ok := k.bad[id]; ok {
-		u.wait = min(2*before.wait, skipMost)
+		u.wait = max(skipFirst, min(2*before.wait, skipMost))
 	}
 	k.bad[id] = u
+	k.wake()
 	return u.wait
+}
+
+func (k *skipping) wake() {
+	select {
+	case k.again <- struct{}{}:
+	default:
+	}
+}
+
+// toLoadAnew are the blocks that the store has to load anew.
+func (k *skipping) toLoadAnew() []ulid.ULID {
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	var ids []ulid.ULID
+	for id, u := range k.bad {
+		if u.anew {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// loadedAnew says that it has.
+func (k *skipping) loadedAnew(ids []ulid.ULID) {
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	for _, id := range ids {
+		if u, ok := k.bad[id]; ok {
+			u.anew = false
+			k.bad[id] = u
+		}
+	}
 }
 
 // Series implements storepb.StoreServer.
@@ -124,8 +164,8 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 		if srv.Context().Err() != nil {
 			return err
 		}
-		if away := k.probe(srv.Context(), err); away != nil {
-			return away
+		if k.isGone(srv.Context(), err, req) {
+			return err
 		}
 		id, ok := k.culprit(err)
 		if _, again := bad[id]; !ok || again || tries >= maxSkips {
@@ -145,18 +185,28 @@ func (k *skipping) isAway() error {
 	return nil
 }
 
-// probe finds out, after an error, whether it is the bucket that is away and not a block that is broken. Providers try again and again for
+// isGone finds out, after an error, whether it is the bucket that is away and not a block that is broken. Providers try again and again for
 // seconds: whoever asks next is to have it at once.
-func (k *skipping) probe(ctx context.Context, failed error) error {
+func (k *skipping) isGone(ctx context.Context, failed error, req *storepb.SeriesRequest) bool {
 	ctx, cancel := context.WithTimeout(ctx, probeFor)
 	defer cancel()
 	if _, err := k.b.bkt.Exists(ctx, probeName); err == nil {
-		return nil
+		return false
 	}
+	v, err := k.b.catalogue.last()
 	k.mtx.Lock()
 	defer k.mtx.Unlock()
 	k.away, k.why = time.Now().Add(awayFor), failed
-	return failed
+	if err != nil {
+		return true
+	}
+	for id, m := range v.blocks {
+		if _, ok := k.bad[id]; !ok && m.MinTime <= req.MaxTime && req.MinTime <= m.MaxTime {
+			k.bad[id] = unreadable{at: time.Now(), why: failed.Error(), anew: true}
+		}
+	}
+	k.wake()
+	return true
 }
 
 // warn tells of a block that is left out, if it would have had something to say.
