@@ -173,6 +173,7 @@ alertmanager:
 	for _, r := range c.replicas {
 		r.ready()
 	}
+	eventually(t, 30*time.Second, "the mesh forms", c.sees(c.options.names, c.options.names...))
 
 	type member struct {
 		Name   string
