@@ -188,16 +188,21 @@ var errNotLoaded = errors.New("the blocks of the bucket are not listed yet")
 // Until is up to when, in Unix milliseconds, data can be read from the bucket: the end of the last window that is there whole, 0 where
 // there is none. After a start it waits for a moment until that is known.
 func (b *Bucket) Until() (int64, error) {
-	select {
-	case <-b.reader.ready:
-	case <-time.After(time.Until(b.reader.began.Add(readPatience))):
+	if b.reader.loaded.Load() == nil {
+		select {
+		case <-b.reader.ready:
+		case <-time.After(time.Until(b.reader.began.Add(readPatience))):
+		}
+	}
+	v := b.reader.loaded.Load()
+	if v == nil {
 		if err := b.catalogue.problem(); err != nil {
 			return 0, fmt.Errorf("%w: %s", errNotLoaded, b.o.Config.Bucket.Redact(err.Error()))
 		}
 		return 0, errNotLoaded
 	}
 	end, shared, latest := int64(0), b.shared(), time.Now().Add(fromTheFuture).UnixMilli()
-	for id, m := range b.reader.loaded.Load().blocks {
+	for id, m := range v.blocks {
 		if _, whole, ours := nameWindow(id, b.o.Window); ours && !whole || m.MaxTime > latest || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
 			continue
 		}
