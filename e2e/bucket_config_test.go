@@ -248,13 +248,11 @@ alertmanager:
 	for _, name := range c.options.names {
 		contains(t, "what push says", out, name)
 	}
-	// It has waited for all.
-	if err := alike("applied")(); err != nil {
-		t.Error(err)
-	}
+	// It has waited for all. What they tell each other of that may take a moment.
 	if err := groups("a.yml")(); err != nil {
 		t.Error(err)
 	}
+	eventually(t, 10*time.Second, "all say that all have it", alike("applied"))
 	if err := os.Rename(filepath.Join(c.dir, "new/rules/a.yml"), filepath.Join(c.dir, "new/rules/b.yml")); err != nil {
 		t.Fatal(err)
 	}
