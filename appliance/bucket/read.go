@@ -51,8 +51,10 @@ type reader struct {
 	b       *Bucket
 	store   *thanosstore.BucketStore
 	queries thanosquery.QueryableCreator
-	dropped *prometheus.CounterVec
-	failed  prometheus.Counter
+	// skipping is the store, without what it cannot read.
+	skipping *skipping
+	dropped  *prometheus.CounterVec
+	failed   prometheus.Counter
 
 	// loaded is a look at the bucket of which everything can be read; ready is closed with the first one.
 	loaded atomic.Pointer[view]
@@ -97,7 +99,8 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the reader of the bucket: %w", err)
 	}
-	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), newSkipping(b, r.store),
+	r.skipping = newSkipping(b, r.store)
+	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), r.skipping,
 		readersAtOnce, readTimeout, dedup.AlgorithmPenalty, 0)
 	return r, nil
 }
@@ -184,6 +187,13 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 	shared := f.r.b.shared()
 	latest := time.Now().Add(fromTheFuture).UnixMilli()
 	whole, compacted := map[int64]ulid.ULID{}, map[int64]bool{}
+	// What is in quarantine may be readable in part, and be all there is: it is read unless something better is there.
+	broken := f.r.b.compactor.quarantined()
+	better := func(id, other ulid.ULID) bool {
+		_, a := broken[id]
+		_, b := broken[other]
+		return !a && b || a == b && id.Compare(other) < 0
+	}
 	drop := func(id ulid.ULID, reason string) {
 		f.r.dropped.WithLabelValues(reason).Inc()
 		delete(metas, id)
@@ -201,13 +211,16 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 		default:
 			if begin, ok, ours := nameWindow(id, f.r.b.o.Window); ours && ok {
 				// Two replicas may have uploaded it: everybody reads the same one.
-				if other, there := whole[begin]; !there || id.Compare(other) < 0 {
+				if other, there := whole[begin]; !there || better(id, other) {
 					whole[begin] = id
 				}
 			}
 		}
 	}
 	for id, m := range metas {
+		if _, ok := broken[id]; ok {
+			continue
+		}
 		for _, source := range m.Compaction.Sources {
 			if begin, ok, ours := nameWindow(source, f.r.b.o.Window); ours && ok && source != id && m.Thanos.Downsample.Resolution == 0 {
 				compacted[begin] = true
