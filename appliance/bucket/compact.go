@@ -430,7 +430,7 @@ func (c *compactor) look(ctx context.Context) error {
 		state.Waiting = append(state.Waiting, blockReason{Block: id, Reason: reason})
 	}
 	for id, mark := range c.deleted.DeletionMarkBlocks() {
-		state.MarkedForDeletion = append(state.MarkedForDeletion, blockReason{id, mark.Details, time.Unix(mark.DeletionTime, 0)})
+		state.MarkedForDeletion = append(state.MarkedForDeletion, blockReason{id, mark.Details, saneTime(time.Unix(mark.DeletionTime, 0))})
 	}
 	c.mtx.Lock()
 	c.state = state

@@ -34,7 +34,7 @@ const maxDetails = 500
 func (c *compactor) quarantined() map[ulid.ULID]string {
 	broken := map[ulid.ULID]string{}
 	for id, mark := range c.marked.NoCompactMarkedBlocks() {
-		if mark.Reason == brokenReason || mark.Reason == metadata.OutOfOrderChunksNoCompactReason {
+		if isBrokenReason(mark.Reason) {
 			broken[id] = mark.Details
 		}
 	}
@@ -46,6 +46,11 @@ func (c *compactor) quarantined() map[ulid.ULID]string {
 	return broken
 }
 
+// isBrokenReason tells whether a no-compact mark says that the block is broken.
+func isBrokenReason(r metadata.NoCompactReason) bool {
+	return r == brokenReason || r == metadata.OutOfOrderChunksNoCompactReason
+}
+
 // marks are all blocks that compaction leaves alone, ours and others.
 func (c *compactor) marks() []blockReason {
 	var all []blockReason
@@ -55,7 +60,7 @@ func (c *compactor) marks() []blockReason {
 		if mark.Details != "" {
 			reason += ": " + mark.Details
 		}
-		all = append(all, blockReason{id, reason, time.Unix(mark.NoCompactTime, 0)})
+		all = append(all, blockReason{id, reason, saneTime(time.Unix(mark.NoCompactTime, 0))})
 	}
 	for id, reason := range c.quarantined() {
 		if _, ok := marked[id]; !ok {

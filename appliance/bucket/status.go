@@ -189,6 +189,14 @@ func (b *Bucket) states(s Status) func(ulid.ULID) (BlockState, string) {
 	}
 }
 
+// saneTime is a time out of the bucket, if it can be encoded: one beyond the year 9999 would cost the whole answer.
+func saneTime(t time.Time) time.Time {
+	if t = t.UTC(); t.Unix() <= 0 || t.Year() > 9999 {
+		return time.Time{}
+	}
+	return t
+}
+
 func perSample(bytes int64, samples uint64) float64 {
 	if samples == 0 {
 		return 0
