@@ -83,8 +83,6 @@ func TestAWindowInQuarantineIsUploadedAnew(t *testing.T) {
 // TestTheMarkOfAnotherReplicaCounts has a replica that knows only from the bucket that a block is broken, and that alone has the data.
 func TestTheMarkOfAnotherReplicaCounts(t *testing.T) {
 	c := newTestCluster(t, "a", "b")
-	// What is young compaction does not look at.
-	c.clock.advance(-18 * time.Hour)
 	a, b := c.replica("a"), c.replica("b")
 	a.scrape(2)
 	b.scrape(2)
@@ -96,11 +94,21 @@ func TestTheMarkOfAnotherReplicaCounts(t *testing.T) {
 	require.Len(t, before, 2)
 	broken, begin := before[0].meta.ULID, before[0].begin
 	c.breakIndex(broken)
+	// What is young compaction does not look at.
+	dir := filepath.Join(c.dir, broken.String())
+	meta, err := metadata.ReadFromDir(dir)
+	require.NoError(t, err)
+	meta.Thanos.UploadTime = time.Now().Add(-time.Hour)
+	require.NoError(t, meta.WriteToDir(kitLogger{discard}, dir))
+	// It has read that meta.json.
+	require.NoError(t, os.RemoveAll(filepath.Join(b.bucket.o.Dir, "meta")))
+	b.restart()
+	b.later()
 	uploads := b.count("uploads")
 	a.bucket.compactor.quarantine(t.Context(), broken, errors.New("its index is wrong"))
 	require.True(t, b.bucket.Covered(begin, begin+1))
 	require.NoError(t, b.bucket.compactor.sync(t.Context()))
-	_, err := b.bucket.catalogue.look(t.Context())
+	_, err = b.bucket.catalogue.look(t.Context())
 	require.NoError(t, err)
 	require.False(t, b.bucket.Covered(begin, begin+1))
 	b.later()
