@@ -93,7 +93,6 @@ func TestBucketCommands(t *testing.T) {
 
 	// The replica finds out by itself, when it compacts.
 	c.up()
-	type blockView struct{ ID, State, Problem string }
 	var view struct {
 		States   map[string]int `json:"blocks_by_state"`
 		Coverage struct {
@@ -107,10 +106,6 @@ func TestBucketCommands(t *testing.T) {
 		Windows    []struct {
 			Begin int64
 			By    string
-		}
-		List       []blockView `json:"block_list"`
-		Compaction struct {
-			Looked time.Time
 		}
 	}
 	eventually(t, 60*time.Second, "the broken block is in quarantine", func() error {

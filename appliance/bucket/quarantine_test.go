@@ -4,17 +4,21 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
 	"github.com/thanos-io/thanos/pkg/block"
 	"github.com/thanos-io/thanos/pkg/block/metadata"
 
+	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/store"
 )
 
@@ -78,6 +82,32 @@ func TestAWindowInQuarantineIsUploadedAnew(t *testing.T) {
 	require.Empty(t, warnings)
 	require.Equal(t, want, got)
 	require.Empty(t, r.bucket.reader.skipping.skipped())
+}
+
+// TestWhatReplacesAQuarantinedBlockIsRead holds that a compacted block in quarantine hides none of the windows that were uploaded anew.
+func TestWhatReplacesAQuarantinedBlockIsRead(t *testing.T) {
+	w := newCompactBench(t)
+	b := w.replica("a", config.BucketRetention{})
+	base := compactBase()
+	name := func(at int64) ulid.ULID {
+		id, err := windowName(time.Now(), at, true)
+		require.NoError(t, err)
+		return id
+	}
+	old, again, compacted := name(base), name(base), ulid.MustNewDefault(time.Now())
+	read := func() (left []ulid.ULID) {
+		metas := map[ulid.ULID]*metadata.Meta{}
+		for id, sources := range map[ulid.ULID][]ulid.ULID{again: {again}, compacted: {old, name(base + compactWindow.Milliseconds())}} {
+			m := &metadata.Meta{BlockMeta: tsdb.BlockMeta{ULID: id, MinTime: base, MaxTime: base + 1, Compaction: tsdb.BlockMetaCompaction{Sources: sources}}}
+			m.Thanos.Labels = map[string]string{"cluster": "test"}
+			metas[id] = m
+		}
+		require.NoError(t, readable{b.reader}.Filter(t.Context(), metas, nil, nil))
+		return slices.SortedFunc(maps.Keys(metas), ulid.ULID.Compare)
+	}
+	require.Equal(t, []ulid.ULID{compacted}, read())
+	b.compactor.quarantine(t.Context(), compacted, errors.New("its index is wrong"))
+	require.ElementsMatch(t, []ulid.ULID{again, compacted}, read())
 }
 
 // TestTheMarkOfAnotherReplicaCounts has a replica that knows only from the bucket that a block is broken, and that alone has the data.
