@@ -50,8 +50,9 @@ const (
 // reader answers from the blocks of the bucket. Their series are bare, as local ones are: labels of a block would take the place of
 // a series' own of the same name.
 type reader struct {
-	b       *Bucket
-	store   *thanosstore.BucketStore
+	b     *Bucket
+	store *thanosstore.BucketStore
+	// reads is the store, without what it cannot read.
 	reads   *skipping
 	queries thanosquery.QueryableCreator
 	dropped *prometheus.CounterVec
@@ -224,6 +225,13 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 	shared := f.r.b.shared()
 	latest := time.Now().Add(fromTheFuture).UnixMilli()
 	whole, compacted := map[int64]ulid.ULID{}, map[int64]bool{}
+	// What is in quarantine may be readable in part, and be all there is: it is read unless something better is there.
+	broken := f.r.b.compactor.quarantined()
+	better := func(id, other ulid.ULID) bool {
+		_, a := broken[id]
+		_, b := broken[other]
+		return !a && b || a == b && id.Compare(other) < 0
+	}
 	drop := func(id ulid.ULID, reason string) {
 		f.r.dropped.WithLabelValues(reason).Inc()
 		delete(metas, id)
@@ -246,13 +254,16 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 		default:
 			if begin, ok, ours := nameWindow(id, f.r.b.o.Window); ours && ok {
 				// Two replicas may have uploaded it: everybody reads the same one.
-				if other, there := whole[begin]; !there || id.Compare(other) < 0 {
+				if other, there := whole[begin]; !there || better(id, other) {
 					whole[begin] = id
 				}
 			}
 		}
 	}
 	for id, m := range metas {
+		if _, ok := broken[id]; ok {
+			continue
+		}
 		for _, source := range m.Compaction.Sources {
 			if begin, ok, ours := nameWindow(source, f.r.b.o.Window); ours && ok && source != id && m.Thanos.Downsample.Resolution == 0 {
 				compacted[begin] = true

@@ -50,8 +50,9 @@ func inBucket(t *testing.T, n int) (c *cluster, r *replica, end int64) {
 	c = newTestCluster(t, "a", "b")
 	r = c.replica("a")
 	other := c.replica("b")
-	own := labels.FromStrings("__name__", "test_zones", "cluster", "mine", "replica", "2", "zone", "eu")
 	for _, x := range []*replica{r, other} {
+		// Each store has its own: it replaces the strings.
+		own := labels.FromStrings("__name__", "test_zones", "cluster", "mine", "replica", "2", "zone", "eu")
 		for _, at := range c.samples(n) {
 			x.append(at)
 			app := x.store.Appender(context.Background())
