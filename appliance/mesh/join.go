@@ -51,6 +51,7 @@ type joiner struct {
 // target is an address where a peer is or was.
 type target struct {
 	seed, seen, found bool // It is configured, was a member, was given to SetFound.
+	gone              bool // It was configured or found before.
 
 	next     time.Time
 	tries    int // Failures since it last answered.
@@ -157,6 +158,13 @@ func (j *joiner) setSeeds(addresses []string) {
 	j.seeds = addresses
 }
 
+// forget drops a target that nobody names any more, once it is not being asked. It is called with the lock held.
+func (j *joiner) forget(address string, t *target) {
+	if t.gone && !t.seed && !t.seen && !t.found && !t.busy && j.targets[address] == t {
+		delete(j.targets, address)
+	}
+}
+
 // setFound replaces the addresses that somebody else found.
 func (j *joiner) setFound(addresses []string) {
 	addresses = addresses[:min(len(addresses), maxSeeds)]
@@ -171,9 +179,8 @@ func (j *joiner) replace(addresses []string, mark func(*target) *bool) {
 	for a, t := range j.targets {
 		if *mark(t) && !slices.Contains(addresses, a) {
 			*mark(t) = false
-			if !t.seed && !t.seen && !t.found && !t.busy {
-				delete(j.targets, a)
-			}
+			t.gone = true
+			j.forget(a, t)
 		}
 	}
 	for _, a := range addresses {
@@ -349,6 +356,7 @@ func (j *joiner) asked(address string, t *target, greet bool, err error) {
 		}
 	}
 	warn := refused && t.refused >= 3
+	j.forget(address, t)
 	j.mu.Unlock()
 
 	if err == nil {
