@@ -25,9 +25,9 @@ const (
 	// lease costs the others nothing but a call that nobody answers.
 	leaseLength = 24 * time.Hour
 	renewEvery  = leaseLength / 3
-	// rewriteAfter is how soon a lease that is gone, or another's, is written again: two replicas with the same name must not
-	// overwrite each other in turns.
-	rewriteAfter = time.Minute
+	// A lease that is gone is written again when it is goneAfter old; one in whose place another's is when it is takenAfter old: two
+	// replicas with the same name must not overwrite each other in turns all the time.
+	goneAfter, takenAfter = time.Minute, time.Hour
 
 	// rendezvousEvery is how often a replica that is not alone looks; one that is alone, or that failed, does so sooner and
 	// sooner, within these bounds.
@@ -97,7 +97,6 @@ type Rendezvous struct {
 	written  time.Time         // zero for not yet
 	sum      [sha256.Size]byte // of what was written
 	next     time.Duration     // from written to when it is written again
-	lost     bool              // It is not there any more, or another is in its place.
 	// former is an address that was in our own lease's place, and formerSeen when: an earlier one of ours, or that of another
 	// replica with our name, which the mesh has to meet to find out.
 	former     string
@@ -289,7 +288,7 @@ func (r *Rendezvous) due() bool {
 	r.mtx.Lock()
 	defer r.mtx.Unlock()
 	age := time.Since(r.written)
-	return r.written.IsZero() || r.resign || age >= r.next || r.lost && age >= rewriteAfter
+	return r.written.IsZero() || r.resign || age >= r.next
 }
 
 // write puts our lease into the bucket.
@@ -316,7 +315,7 @@ func (r *Rendezvous) write(ctx context.Context) (err error) {
 	if err := r.o.Bucket.Upload(bounded, r.object, strings.NewReader(string(b))); err != nil {
 		return fmt.Errorf("write the lease of this replica, %s: %w", r.object, err)
 	}
-	r.written, r.sum, r.lost = time.Now(), sum, false
+	r.written, r.sum = time.Now(), sum
 	r.next = renewEvery*9/10 + rand.N(renewEvery/10)
 	r.renewedAt.SetToCurrentTime()
 	r.mtx.Lock()
@@ -479,7 +478,9 @@ func (r *Rendezvous) take(listed map[string]time.Time, whole bool, contents map[
 		}
 	}
 	_, there := listed[r.object]
-	r.lost = !r.written.IsZero() && whole && !there
+	if whole && !there {
+		r.next = min(r.next, goneAfter)
+	}
 	for name, changed := range listed {
 		old := r.seen[name]
 		b, read := contents[name]
@@ -509,7 +510,7 @@ func (r *Rendezvous) take(listed map[string]time.Time, whole bool, contents map[
 		}
 		r.seen[name] = s
 		if name == r.object && s.sum != r.sum {
-			r.lost = !r.written.IsZero()
+			r.next = min(r.next, takenAfter)
 			if s.lease != nil && s.lease.Address != r.o.Address {
 				r.former, r.formerSeen = s.lease.Address, now
 			}
