@@ -332,25 +332,28 @@ func (r *Rendezvous) withdraw(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, withdrawTimeout)
 	defer cancel()
-	if err := r.remove(ctx, r.object, r.sum); err != nil {
+	if _, err := r.remove(ctx, r.object, r.sum); err != nil {
 		r.o.Logger.Warn("the lease of this replica stays in the bucket; until others remove it, new replicas call an address that does not answer",
 			"object", r.object, "err", err)
 	}
 }
 
 // remove deletes an object if it is what we know. Between the two a replica may have written; it finds its lease gone, and writes again.
-func (r *Rendezvous) remove(ctx context.Context, object string, sum [sha256.Size]byte) error {
+func (r *Rendezvous) remove(ctx context.Context, object string, sum [sha256.Size]byte) (removed bool, err error) {
 	b, err := readLease(ctx, r.o.Bucket, object)
 	if err == nil {
 		if sha256.Sum256(b) != sum {
-			return nil
+			return false, nil
 		}
 		err = r.o.Bucket.Delete(ctx, object)
 	}
-	if err != nil && !r.o.Bucket.IsObjNotFoundErr(err) {
-		return fmt.Errorf("remove %s: %w", object, err)
+	switch {
+	case err == nil:
+		return true, nil
+	case r.o.Bucket.IsObjNotFoundErr(err):
+		return false, nil
 	}
-	return nil
+	return false, fmt.Errorf("remove %s: %w", object, err)
 }
 
 // look reads the leases and gives the addresses of the others.
@@ -538,12 +541,16 @@ func (r *Rendezvous) clean(ctx context.Context) {
 			continue
 		}
 		gone++
-		if err := r.remove(ctx, name, s.sum); err != nil {
+		removed, err := r.remove(ctx, name, s.sum)
+		if err != nil {
 			s.kept = time.Now()
 			r.o.Logger.Warn("an expired lease cannot be removed", "replica", s.lease.Replica, "address", s.lease.Address, "err", err)
 			continue
 		}
 		delete(r.seen, name)
+		if !removed {
+			continue // Another did it, or it was renewed.
+		}
 		r.removed.Inc()
 		r.o.Logger.Info("removed the lease of a replica that was not renewed", "replica", s.lease.Replica, "address", s.lease.Address, "object", name)
 	}

@@ -227,7 +227,7 @@ func TestAMeshThatStandsLooksSeldom(t *testing.T) {
 		synctest.Wait()
 		require.Greater(t, p.asked("list"), listed)
 		listed = p.asked("list")
-		<-time.After(16 * time.Second)
+		<-time.After(17 * time.Second)
 		require.GreaterOrEqual(t, p.asked("list"), listed+2)
 		// Alone for long, it looks every minute.
 		<-time.After(time.Hour)
@@ -254,7 +254,7 @@ func TestABucketThatIsAwayIsTriedAgain(t *testing.T) {
 		require.Equal(t, 1, strings.Count(b.log.String(), "level=WARN"), b.log.String())
 		told := a.told
 		p.away(nil)
-		<-time.After(2 * time.Minute)
+		<-time.After(3 * time.Minute)
 		synctest.Wait()
 		require.Greater(t, a.told, told)
 		require.Equal(t, []string{"10.0.0.1:1"}, b.finds())
