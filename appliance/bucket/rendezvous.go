@@ -200,11 +200,10 @@ func poke(ch chan struct{}) {
 
 // Run keeps the lease and looks for others until ctx ends; then it takes the lease away.
 func (r *Rendezvous) Run(ctx context.Context) error {
-	for soon := 0; ; {
+	for soon := 0; ctx.Err() == nil; {
 		err := r.turn(ctx)
 		if ctx.Err() != nil {
-			r.withdraw(context.WithoutCancel(ctx))
-			return nil
+			break
 		}
 		r.report(err)
 		pause, alone := rendezvousEvery, r.alone()
@@ -218,6 +217,8 @@ func (r *Rendezvous) Run(ctx context.Context) error {
 			soon = 0
 		}
 	}
+	r.withdraw(context.WithoutCancel(ctx))
+	return nil
 }
 
 // rest waits for the next turn. It says whether something has happened that the turn is for.
@@ -327,22 +328,30 @@ func (r *Rendezvous) write(ctx context.Context) (err error) {
 
 // withdraw removes our lease, so that nobody calls an address that is dead, unless another replica has written its own there.
 func (r *Rendezvous) withdraw(ctx context.Context) {
-	if r.written.IsZero() {
+	if r.sequence == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, withdrawTimeout)
 	defer cancel()
-	if _, err := r.remove(ctx, r.object, r.sum); err != nil {
+	r.mtx.Lock()
+	keys := r.keys
+	r.mtx.Unlock()
+	// Also what a write has left there that was cut off.
+	ours := func(b []byte) bool {
+		l, err := keys.decode(r.cluster, r.object, b)
+		return err == nil && l.Instance == r.instance
+	}
+	if _, err := r.remove(ctx, r.object, ours); err != nil {
 		r.o.Logger.Warn("the lease of this replica stays in the bucket; until others remove it, new replicas call an address that does not answer",
 			"object", r.object, "err", err)
 	}
 }
 
 // remove deletes an object if it is what we know. Between the two a replica may have written; it finds its lease gone, and writes again.
-func (r *Rendezvous) remove(ctx context.Context, object string, sum [sha256.Size]byte) (removed bool, err error) {
+func (r *Rendezvous) remove(ctx context.Context, object string, known func([]byte) bool) (removed bool, err error) {
 	b, err := readLease(ctx, r.o.Bucket, object)
 	if err == nil {
-		if sha256.Sum256(b) != sum {
+		if !known(b) {
 			return false, nil
 		}
 		err = r.o.Bucket.Delete(ctx, object)
@@ -512,7 +521,7 @@ func (r *Rendezvous) take(listed map[string]time.Time, whole bool, contents map[
 			}
 		}
 		r.seen[name] = s
-		if name == r.object && s.sum != r.sum {
+		if name == r.object && (s.lease == nil || s.lease.Instance != r.instance) {
 			r.next = min(r.next, takenAfter)
 			if s.lease != nil && s.lease.Address != r.o.Address {
 				r.former, r.formerSeen = s.lease.Address, now
@@ -541,7 +550,7 @@ func (r *Rendezvous) clean(ctx context.Context) {
 			continue
 		}
 		gone++
-		removed, err := r.remove(ctx, name, s.sum)
+		removed, err := r.remove(ctx, name, func(b []byte) bool { return sha256.Sum256(b) == s.sum })
 		if err != nil {
 			s.kept = time.Now()
 			r.o.Logger.Warn("an expired lease cannot be removed", "replica", s.lease.Replica, "address", s.lease.Address, "err", err)

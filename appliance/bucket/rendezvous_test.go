@@ -451,6 +451,17 @@ func TestKeysAreRotated(t *testing.T) {
 	})
 }
 
+// A write whose answer did not come may have been done.
+func TestAWriteThatWasCutOffIsTakenBack(t *testing.T) {
+	p := newMeetingPlace(t)
+	a := p.guest(t, "a", "10.0.0.1:1")
+	require.NoError(t, a.turn(t.Context()))
+	l := &lease{Cluster: "prod", Replica: "a", Address: "10.0.0.1:1", Instance: a.instance, Sequence: a.sequence + 1}
+	p.put(t, a.object, string(encoded(t, keysFor(t, "prod", 1), l)))
+	a.withdraw(t.Context())
+	require.False(t, p.has(t, "a"))
+}
+
 func TestARendezvousWantsAKey(t *testing.T) {
 	cfg := withKeys("a")
 	cfg.ClusterKeys = nil
