@@ -36,7 +36,7 @@ type Cluster struct {
 	Name             string   `yaml:"name" reload:"no" doc:"Name of the cluster: 1 to 64 letters, digits, dots, underscores and hyphens. Required. It is in every packet, so that two clusters never become one."`
 	Peers            []string `yaml:"peers" reload:"yes" doc:"Where other replicas may be found, see below. One that answers is enough to find the rest, and this replica's own address may be among them, so that all replicas can have the same list."`
 	KeyFile          string   `yaml:"key_file" reload:"yes" doc:"File with the cluster key: one key a line, as tocsin cluster keygen prints it. The first is used to send, all are accepted. Lines that begin with # are comments. The content reloads; going from a key to none or back needs a restart. Without it everything is sent in clear, in Alertmanager's own format, so that a stock Alertmanager can join, and replicas do not answer each other over gRPC."`
-	Rendezvous       string   `yaml:"rendezvous" reload:"no" doc:"bucket: replicas also find each other through the bucket of the bucket section, see below. Wants a key_file. Without it they do not."`
+	Rendezvous       string   `yaml:"rendezvous" default:"none" reload:"no" doc:"bucket: replicas also find each other through the bucket of the bucket section, see below. Wants key_file and a bucket section."`
 	AdvertiseAddress string   `yaml:"advertise_address" default:"found out" reload:"no" doc:"Host, or host and port, at which the other replicas reach this one."`
 }
 
