@@ -72,6 +72,8 @@ type Appliance struct {
 	alert    *alert.Alert
 	query    *query.Query
 	tracing  *tracing.Manager
+	// rendezvous is nil where the replicas do not meet in the bucket.
+	rendezvous *bucket.Rendezvous
 
 	config     atomic.Pointer[config.Config]
 	configured chan struct{} // Closed once the first configuration is applied.
