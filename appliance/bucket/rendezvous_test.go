@@ -24,8 +24,6 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
 
-var discard = slog.New(slog.DiscardHandler)
-
 // meetingPlace is a bucket that is a folder, what is asked of it, and whether it is away.
 type meetingPlace struct {
 	objstore.Bucket
