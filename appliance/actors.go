@@ -18,6 +18,7 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 	add(&g, "stop request", func(stop context.Context) error { return a.waitForStop(ctx, stop) })
 	if a.source != nil {
 		add(&g, "configuration from the bucket", a.gated(a.source.Run))
+		add(&g, "alert of the configuration", a.gated(a.alertOfConfig))
 	}
 	add(&g, "configuration", a.keepConfigured)
 
@@ -36,6 +37,10 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 	// After the rules, so that their last alerts are still delivered. It does not wait for the store: a replica that
 	// replays for minutes still takes alerts from outside.
 	add(&g, "alert", a.alert.Run)
+	// While the mesh still stands, so that nobody who starts now calls us.
+	if a.rendezvous != nil {
+		add(&g, "rendezvous", a.rendezvous.Run)
+	}
 	// After the Alertmanager, which hands over to the other replicas what it has not sent.
 	if a.mesh != nil {
 		add(&g, "mesh", a.mesh.Run)

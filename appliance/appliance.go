@@ -72,6 +72,8 @@ type Appliance struct {
 	alert    *alert.Alert
 	query    *query.Query
 	tracing  *tracing.Manager
+	// rendezvous is nil where the replicas do not meet in the bucket.
+	rendezvous *bucket.Rendezvous
 
 	config     atomic.Pointer[config.Config]
 	configured chan struct{} // Closed once the first configuration is applied.
@@ -261,7 +263,7 @@ func New(opts Options) (_ *Appliance, err error) {
 
 	eo := opts.Evaluate
 	eo.Logger, eo.Registerer = a.component("evaluate"), opts.Registry
-	eo.Queryable, eo.Appendable, eo.Engine = a.query.Queryable(), a.store, a.query.Engine()
+	eo.Queryable, eo.Appendable, eo.Engine = a.query.RulesQueryable(), a.store, a.query.Engine()
 	eo.Evaluated = func(g *rules.Group, at time.Time) {
 		a.ledger.Evaluated(heal.GroupLabels(g), at.UnixMilli(), g.Interval().Milliseconds())
 	}

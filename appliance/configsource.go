@@ -8,6 +8,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/rules"
+
 	"github.com/tocsin-io/tocsin/appliance/bucket"
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/mesh"
@@ -39,7 +43,7 @@ func (a *Appliance) firstConfig() (*config.Config, error) {
 		},
 		Members: func() []mesh.Member {
 			if a.mesh == nil {
-				return nil
+				return []mesh.Member{{Name: cfg.Replica.Name, Self: true, Alive: true}}
 			}
 			return a.mesh.Members()
 		},
@@ -110,6 +114,65 @@ func (a *Appliance) configStatus() http.Handler {
 		return http.NotFoundHandler()
 	}
 	return a.source.Handler()
+}
+
+// configPatience is for how many looks into the bucket a replica may lag before that is an alert: with the default, a minute.
+const configPatience = 4
+
+// alertOfConfig has an alert fire for each live replica that lags or refuses the configuration in the bucket. It needs no rule, and no
+// scrape of this process: which rules there are is in that very configuration.
+func (a *Appliance) alertOfConfig(ctx context.Context) error {
+	every := time.Duration(a.Config().ConfigFrom.Poll)
+	since := map[string]time.Time{}
+	firing := map[string]*rules.Alert{}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		now := time.Now()
+		behind := a.source.Behind()
+		for name, why := range behind {
+			if why == "" {
+				delete(since, name)
+				continue
+			}
+			if _, ok := since[name]; !ok {
+				since[name] = now
+			}
+			if now.Sub(since[name]) < configPatience*every {
+				continue
+			}
+			alert, ok := firing[name]
+			if !ok {
+				alert = &rules.Alert{
+					State: rules.StateFiring, FiredAt: now, ActiveAt: since[name],
+					Labels: labels.FromStrings(model.AlertNameLabel, "TocsinConfigDiffers", "member", name, "severity", "warning"),
+				}
+				firing[name] = alert
+			}
+			alert.Annotations = labels.FromStrings(
+				"summary", "Replica "+name+" does not run on the configuration in the bucket.",
+				"description", why+". See /api/tocsin/v1/config on it.")
+		}
+		for name := range since {
+			if _, ok := behind[name]; !ok {
+				delete(since, name) // It is gone, which others say.
+			}
+		}
+		for name, alert := range firing {
+			// Repeated in time, as a rule would; a minute is what one that is not repeated lasts at least.
+			alert.ValidUntil = now.Add(max(time.Minute, configPatience*every))
+			if _, ok := since[name]; !ok {
+				alert.State, alert.ResolvedAt = rules.StateInactive, now
+				delete(firing, name)
+			}
+			a.alert.Notify(ctx, `tocsin_cluster_config_differs{member="`+name+`"} == 1`, alert)
+		}
+	}
 }
 
 // sourceStatus has a sentence for a configuration that is not in force.

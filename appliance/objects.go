@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/tocsin-io/tocsin/appliance/bucket"
@@ -15,6 +16,9 @@ import (
 // backlogWorth is how many windows may wait for the bucket before that is worth a sentence: the newest waits for its turn, and one
 // may be on its way.
 const backlogWorth = 3
+
+// brokenNamed is how many broken blocks a sentence names.
+const brokenNamed = 3
 
 // newBucket wires this replica's share in the object storage.
 func (a *Appliance) newBucket(cfg *config.Config) error {
@@ -64,6 +68,20 @@ func (a *Appliance) bucketStatus(s *web.Status) {
 	}
 	if st.Upload.Backlog >= backlogWorth {
 		s.Problems = append(s.Problems, fmt.Sprintf("%d windows of data wait to get into the bucket.", st.Upload.Backlog))
+	}
+	if n := len(st.Quarantine); n > 0 {
+		var which []string
+		for _, q := range st.Quarantine[:min(n, brokenNamed)] {
+			which = append(which, q.Block.String())
+		}
+		if n > brokenNamed {
+			which = append(which, "...")
+		}
+		text := "1 block of the bucket is broken and left alone: "
+		if n > 1 {
+			text = fmt.Sprintf("%d blocks of the bucket are broken and left alone: ", n)
+		}
+		s.Problems = append(s.Problems, text+strings.Join(which, ", ")+"; see `tocsin bucket ls`.")
 	}
 }
 

@@ -55,6 +55,10 @@ func (a *Appliance) steps() []step {
 	if a.objects != nil {
 		steps = append(steps, step{"objects", a.objects})
 	}
+	// It looks into the bucket that is in force then.
+	if a.rendezvous != nil {
+		steps = append(steps, step{"rendezvous", a.rendezvous})
+	}
 	return steps
 }
 

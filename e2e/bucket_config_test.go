@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,16 +30,7 @@ func TestConfigFromBucket(t *testing.T) {
 	write(t, dir, "bucket/targets/u.json", `[{"targets":["127.0.0.1:2"]}]`)
 
 	p := runTocsin(t, dir, "--config.file="+own)
-	api := func(path string, v any) error {
-		status, body, err := fetch(http.MethodGet, p.url+path, "", "")
-		if err != nil {
-			return err
-		}
-		if status != http.StatusOK {
-			return fmt.Errorf("%s: %d %s", path, status, body)
-		}
-		return json.Unmarshal([]byte(body), v)
-	}
+	api := func(path string, v any) error { return getJSON(p.url+path, v) }
 	type source struct {
 		Hash, State, Problem string
 		Seen                 string `json:"seen_hash"`
@@ -140,4 +132,170 @@ func TestConfigFromBucket(t *testing.T) {
 	eventually(t, 20*time.Second, "targets of both kinds without the bucket", targets(":1/", ":2/"))
 	eventually(t, 10*time.Second, "rules without the bucket", groups("b.yml"))
 	p.stop()
+}
+
+// getJSON reads an answer.
+func getJSON(url string, v any) error {
+	status, body, err := fetch(http.MethodGet, url, "", "")
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("%s: %d %s", url, status, body)
+	}
+	return json.Unmarshal([]byte(body), v)
+}
+
+// TestConfigForAll has the configuration of three replicas in one bucket: a push reaches all, what is wrong is refused by all and
+// named in an alert, and so is who lags behind.
+func TestConfigForAll(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, clusterOptions{})
+	root := filepath.Join(c.dir, "bucket")
+	for _, r := range c.replicas {
+		write(t, r.dir, "tocsin.yml", fmt.Sprintf(`bucket: {type: FILESYSTEM, config: {directory: %q}}
+cluster: {name: e2e, peers: [%s], key_file: cluster.key}
+replica: {name: %s, zone: zone-%s}
+config_from: {bucket: true, prefix: config/, poll: 1s}
+`, root, quoted(r.peers), r.name, r.name))
+	}
+	write(t, c.dir, "new/tocsin.yml", `prometheus:
+  global: {scrape_interval: 1s, evaluation_interval: 1s}
+  rule_files: [rules/*.yml]
+alertmanager:
+  route: {receiver: none}
+  receivers: [{name: none}]
+`)
+	write(t, c.dir, "new/rules/a.yml", "groups:\n- name: g\n  rules: [{record: a:b, expr: vector(1)}]\n")
+	for _, r := range c.replicas {
+		r.start()
+	}
+	for _, r := range c.replicas {
+		r.ready()
+	}
+	eventually(t, 30*time.Second, "the mesh forms", c.sees(c.options.names, c.options.names...))
+
+	type member struct {
+		Name   string
+		Config struct{ Hash, State string }
+	}
+	// alike holds that every replica says of every one that it is in that state, all with one hash.
+	alike := func(state string) func() error {
+		return func() error {
+			hashes := map[string]bool{}
+			for _, r := range c.replicas {
+				var a struct{ Members []member }
+				if err := getJSON(r.url+"/api/tocsin/v1/cluster", &a); err != nil {
+					return err
+				}
+				if len(a.Members) != 3 {
+					return fmt.Errorf("%s knows %d members", r.name, len(a.Members))
+				}
+				for _, m := range a.Members {
+					hashes[m.Config.Hash] = true
+					if m.Config.State != state {
+						return fmt.Errorf("%s says of %s that it is %q", r.name, m.Name, m.Config.State)
+					}
+				}
+			}
+			if len(hashes) != 1 {
+				return fmt.Errorf("hashes %v", hashes)
+			}
+			return nil
+		}
+	}
+	groups := func(want string) func() error {
+		return func() error {
+			for _, r := range c.replicas {
+				var a struct {
+					Data struct{ Groups []struct{ File string } }
+				}
+				if err := getJSON(r.url+"/api/v1/rules", &a); err != nil {
+					return err
+				}
+				if len(a.Data.Groups) != 1 || filepath.Base(a.Data.Groups[0].File) != want {
+					return fmt.Errorf("%s has %+v", r.name, a.Data.Groups)
+				}
+			}
+			return nil
+		}
+	}
+	// named holds that exactly these are in an alert.
+	named := func(want ...string) func() error {
+		return func() error {
+			for _, r := range c.replicas {
+				var alerts []struct{ Labels map[string]string }
+				if err := getJSON(r.amURL+"/api/v2/alerts?filter=alertname=TocsinConfigDiffers", &alerts); err != nil {
+					return err
+				}
+				var got []string
+				for _, a := range alerts {
+					got = append(got, a.Labels["member"])
+				}
+				slices.Sort(got)
+				if !slices.Equal(got, want) {
+					return fmt.Errorf("%s has alerts of %v", r.name, got)
+				}
+			}
+			return nil
+		}
+	}
+	push := func() string {
+		return mustTool(t, c.dir, tocsinBinary, "config", "push", "--config.file="+filepath.Join(c.a().dir, "tocsin.yml"), "--url="+c.a().url, "new")
+	}
+
+	out := push()
+	for _, name := range c.options.names {
+		contains(t, "what push says", out, name)
+	}
+	// It has waited for all. What they tell each other of that may take a moment.
+	if err := groups("a.yml")(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, 10*time.Second, "all say that all have it", alike("applied"))
+	if err := os.Rename(filepath.Join(c.dir, "new/rules/a.yml"), filepath.Join(c.dir, "new/rules/b.yml")); err != nil {
+		t.Fatal(err)
+	}
+	push()
+	eventually(t, 10*time.Second, "one group of the renamed file", groups("b.yml"))
+
+	// Past the check of push.
+	good := readFile(t, root, "config/tocsin.yml")
+	manifest := readFile(t, root, "config/.tocsin-push.json")
+	if err := os.Remove(filepath.Join(root, "config/.tocsin-push.json")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, root, "config/tocsin.yml", "prometheus: {scrape_config: []}\n")
+	eventually(t, 20*time.Second, "all refuse it", alike("refused"))
+	eventually(t, 20*time.Second, "the alert names all", named("a", "b", "c"))
+	if err := groups("b.yml")(); err != nil {
+		t.Error(err)
+	}
+	write(t, root, "config/tocsin.yml", good)
+	write(t, root, "config/.tocsin-push.json", manifest)
+	eventually(t, 20*time.Second, "all have the good one", alike("applied"))
+	eventually(t, 20*time.Second, "the alert is over", named())
+
+	// Who does not see the bucket lags.
+	b := c.b()
+	b.stop()
+	write(t, b.dir, "tocsin.yml", strings.Replace(readFile(t, b.dir, "tocsin.yml"), root, filepath.Join(c.dir, "empty"), 1))
+	b.start().ready()
+	write(t, c.dir, "new/rules/c.yml", "groups:\n- name: h\n  rules: [{record: c:d, expr: vector(1)}]\n")
+	_, stderr, code := tool(t, c.dir, tocsinBinary, "config", "push", "--config.file="+filepath.Join(c.a().dir, "tocsin.yml"), "--url="+c.a().url, "--timeout=5s", "new")
+	if code == 0 || !strings.Contains(stderr, "b") {
+		t.Errorf("a push that does not reach b ends with %d: %s", code, stderr)
+	}
+	eventually(t, 20*time.Second, "the alert names b", func() error {
+		var alerts []struct{ Labels map[string]string }
+		if err := getJSON(c.a().amURL+"/api/v2/alerts?filter=alertname=TocsinConfigDiffers", &alerts); err != nil {
+			return err
+		}
+		for _, a := range alerts {
+			if a.Labels["member"] == "b" {
+				return nil
+			}
+		}
+		return fmt.Errorf("alerts: %v", alerts)
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,8 +20,11 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
 
-// lookEvery is how often the blocks of the bucket are listed, shorter where windows are.
-const lookEvery = 3 * time.Minute
+// lookEvery is how often the blocks of the bucket are listed, shorter where windows are; lookAgain is how soon after a failure.
+const (
+	lookEvery = 3 * time.Minute
+	lookAgain = 20 * time.Second
+)
 
 // errNotLooked says that the bucket has not been listed yet.
 var errNotLooked = errors.New("the bucket was not listed yet")
@@ -40,8 +44,8 @@ type catalogue struct {
 	mtx  sync.Mutex
 	view *view
 	err  error // of the last look
-	// bad are blocks that lack something of what their meta.json promises.
-	bad map[ulid.ULID]struct{}
+	// bad are blocks that lack something of what their meta.json promises, and what.
+	bad map[ulid.ULID]string
 }
 
 // view is what one look at the bucket saw. It is read-only.
@@ -61,7 +65,7 @@ func newCatalogue(b *Bucket, reg prometheus.Registerer) *catalogue {
 	c := &catalogue{
 		b:       b,
 		fetcher: b.metas.NewMetaFetcher(reg, nil),
-		bad:     map[ulid.ULID]struct{}{},
+		bad:     map[ulid.ULID]string{},
 		changed: make(chan struct{}, 1),
 		blocks: own.NewGauge(prometheus.GaugeOpts{
 			Name: "tocsin_bucket_blocks",
@@ -88,13 +92,15 @@ func newCatalogue(b *Bucket, reg prometheus.Registerer) *catalogue {
 func (c *catalogue) run(ctx context.Context) error {
 	every := min(lookEvery, max(time.Second, c.b.o.Window/12))
 	for {
+		wait := every
 		if _, err := c.look(ctx); err != nil && ctx.Err() == nil {
-			c.b.logger.Warn("cannot list the bucket; it is tried again", "every", every, "err", err)
+			wait = min(every, lookAgain)
+			c.b.logger.Warn("cannot list the bucket; it is tried again", "every", wait, "err", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(every):
+		case <-time.After(wait):
 		}
 	}
 }
@@ -125,7 +131,7 @@ func (c *catalogue) look(ctx context.Context) (*view, error) {
 	if c.view != nil && c.err == nil {
 		v.since = c.view.since
 	}
-	v.covered = covered(metas, c.bad, c.b.shared(), c.b.o.Window)
+	v.covered = covered(metas, c.brokenLocked(), c.b.shared(), c.b.o.Window)
 	if c.view == nil || !sameBlocks(c.view, v) {
 		select {
 		case c.changed <- struct{}{}:
@@ -141,24 +147,61 @@ func sameBlocks(a, b *view) bool {
 	return maps.EqualFunc(a.blocks, b.blocks, func(*metadata.Meta, *metadata.Meta) bool { return true }) && len(a.partial) == len(b.partial)
 }
 
-// trust says whether a block has all that its meta.json promises. One that has not covers nothing.
-func (c *catalogue) trust(id ulid.ULID, ok bool) {
+// trust says what a block lacks of what its meta.json promises, "" for nothing. One that lacks something covers nothing.
+func (c *catalogue) trust(id ulid.ULID, problem string) {
+	c.mtx.Lock()
+	before := c.bad[id]
+	if problem == "" {
+		delete(c.bad, id)
+	} else {
+		c.bad[id] = problem
+	}
+	c.mtx.Unlock()
+	if before != problem {
+		c.recount()
+	}
+}
+
+// recount finds out anew which windows are covered, after a block has turned out to be broken, or not to be.
+func (c *catalogue) recount() {
 	shared := c.b.shared()
 	c.mtx.Lock()
 	defer c.mtx.Unlock()
-	if _, bad := c.bad[id]; bad != ok {
-		return
-	}
-	if ok {
-		delete(c.bad, id)
-	} else {
-		c.bad[id] = struct{}{}
-	}
 	if c.view != nil {
 		v := *c.view
-		v.covered = covered(v.blocks, c.bad, shared, c.b.o.Window)
+		v.covered = covered(v.blocks, c.brokenLocked(), shared, c.b.o.Window)
 		c.view = &v
 	}
+}
+
+// broken are the blocks that are known to be broken, and why: those that lack something, and those in quarantine.
+func (c *catalogue) broken() map[ulid.ULID]string {
+	c.mtx.Lock()
+	defer c.mtx.Unlock()
+	return c.brokenLocked()
+}
+
+// spoiled tells whether the bucket has a broken block with data of the window that begins at begin.
+func (c *catalogue) spoiled(begin int64) bool {
+	v, err := c.last()
+	if err != nil {
+		return false
+	}
+	for id := range c.broken() {
+		if m := v.blocks[id]; m != nil && slices.ContainsFunc(m.Compaction.Sources, func(source ulid.ULID) bool {
+			start, _, ok := nameWindow(source, c.b.o.Window)
+			return ok && start == begin
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *catalogue) brokenLocked() map[ulid.ULID]string {
+	all := c.b.compactor.quarantined()
+	maps.Copy(all, c.bad)
+	return all
 }
 
 // trusted tells whether nothing is known to be wrong with a block.
@@ -229,11 +272,11 @@ func (l listed) Iter(_ context.Context, _ string, f func(string) error, _ ...obj
 	return nil
 }
 
-// covered reads the windows off the sources of our blocks, but of bad ones.
-func covered(metas map[ulid.ULID]*metadata.Meta, bad map[ulid.ULID]struct{}, shared labels.Labels, length time.Duration) map[int64]bool {
+// covered reads the windows off the sources of our blocks, but of broken ones: who still has the data uploads them anew.
+func covered(metas map[ulid.ULID]*metadata.Meta, broken map[ulid.ULID]string, shared labels.Labels, length time.Duration) map[int64]bool {
 	windows := map[int64]bool{}
 	for id, m := range metas {
-		if _, ok := bad[id]; ok {
+		if _, ok := broken[id]; ok {
 			continue
 		}
 		if m.Thanos.Downsample.Resolution != 0 || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {

@@ -118,17 +118,17 @@ type backOff struct {
 type compactStatus struct {
 	Groups []compactGroup `json:"groups"`
 	// TodoCompactions of TodoBlocks blocks are left in the groups that are there, whoever is elected for them.
-	TodoCompactions  int             `json:"todoCompactions"`
-	TodoBlocks       int             `json:"todoBlocks"`
-	TodoDownsampling int             `json:"todoDownsampling"`
+	TodoCompactions  int             `json:"todo_compactions"`
+	TodoBlocks       int             `json:"todo_blocks"`
+	TodoDownsampling int             `json:"todo_downsampling"`
 	Running          *compactRunning `json:"running,omitempty"`
 	Last             *compactResult  `json:"last,omitempty"`
 	// Quarantined are blocks that compaction leaves alone, because they are marked so.
-	Quarantined []blockReason `json:"quarantined"`
+	Quarantined []blockReason `json:"no_compact"`
 	// Waiting are blocks that are left alone for now.
 	Waiting           []blockReason `json:"waiting"`
-	MarkedForDeletion []blockReason `json:"markedForDeletion"`
-	Looked            time.Time     `json:"looked"`
+	MarkedForDeletion []blockReason `json:"marked_for_deletion"`
+	Looked            time.Time     `json:"looked,omitzero"`
 	Err               string        `json:"err,omitempty"`
 }
 
@@ -136,10 +136,10 @@ type compactStatus struct {
 type compactGroup struct {
 	Key        string            `json:"key"`
 	Labels     map[string]string `json:"labels"`
-	Resolution int64             `json:"resolutionMilliseconds"`
+	Resolution int64             `json:"resolution_ms"`
 	Blocks     int               `json:"blocks"`
-	MinTime    int64             `json:"minTime"`
-	MaxTime    int64             `json:"maxTime"`
+	MinTime    int64             `json:"from"`
+	MaxTime    int64             `json:"to"`
 	// Replica is the one that is elected.
 	Replica string `json:"replica"`
 	// Failures in a row, the last of which was Err, make the group rest until Until.
@@ -156,7 +156,7 @@ type compactRunning struct {
 	Blocks    []ulid.ULID `json:"blocks"`
 	Bytes     int64       `json:"bytes"`
 	Series    uint64      `json:"series"`
-	SeriesMax uint64      `json:"seriesMax"`
+	SeriesMax uint64      `json:"series_max"`
 }
 
 // compactResult is how the last piece of work ended.
@@ -430,7 +430,7 @@ func (c *compactor) look(ctx context.Context) error {
 		state.Waiting = append(state.Waiting, blockReason{Block: id, Reason: reason})
 	}
 	for id, mark := range c.deleted.DeletionMarkBlocks() {
-		state.MarkedForDeletion = append(state.MarkedForDeletion, blockReason{id, mark.Details, time.Unix(mark.DeletionTime, 0)})
+		state.MarkedForDeletion = append(state.MarkedForDeletion, blockReason{id, mark.Details, saneTime(time.Unix(mark.DeletionTime, 0))})
 	}
 	c.mtx.Lock()
 	c.state = state
@@ -655,7 +655,7 @@ func (c *compactor) arrived(ctx context.Context, id ulid.ULID) (*metadata.Meta, 
 	if err != nil {
 		return nil, fmt.Errorf("read back block %s: %w", id, err)
 	}
-	broken, err := c.wrongFile(ctx, &m)
+	broken, err := wrongFile(ctx, c.b.bkt, &m)
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,15 @@ var _ objstore.Bucket = (*files)(nil)
 
 // openFiles makes a bucket of a folder, which need not be there yet, and removes what uploads that were cut off left there.
 func openFiles(dir string) (*files, error) {
+	b, err := newFiles(dir)
+	if err != nil {
+		return nil, err
+	}
+	return b, b.clean()
+}
+
+// newFiles makes a bucket of a folder, and touches nothing there.
+func newFiles(dir string) (*files, error) {
 	if !filepath.IsAbs(dir) {
 		return nil, fmt.Errorf("open the folder of the bucket: %q is no absolute path", dir)
 	}
@@ -42,8 +51,7 @@ func openFiles(dir string) (*files, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the folder of the bucket: %w", err)
 	}
-	b := &files{Bucket: bkt, root: dir}
-	return b, b.clean()
+	return &files{Bucket: bkt, root: dir}, nil
 }
 
 // clean removes unfinished uploads. Those of another process on the same folder are locked.

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -32,7 +34,7 @@ const maxDetails = 500
 func (c *compactor) quarantined() map[ulid.ULID]string {
 	broken := map[ulid.ULID]string{}
 	for id, mark := range c.marked.NoCompactMarkedBlocks() {
-		if mark.Reason == brokenReason || mark.Reason == metadata.OutOfOrderChunksNoCompactReason {
+		if isBrokenReason(mark.Reason) {
 			broken[id] = mark.Details
 		}
 	}
@@ -44,6 +46,11 @@ func (c *compactor) quarantined() map[ulid.ULID]string {
 	return broken
 }
 
+// isBrokenReason tells whether a no-compact mark says that the block is broken.
+func isBrokenReason(r metadata.NoCompactReason) bool {
+	return r == brokenReason || r == metadata.OutOfOrderChunksNoCompactReason
+}
+
 // marks are all blocks that compaction leaves alone, ours and others.
 func (c *compactor) marks() []blockReason {
 	var all []blockReason
@@ -53,7 +60,7 @@ func (c *compactor) marks() []blockReason {
 		if mark.Details != "" {
 			reason += ": " + mark.Details
 		}
-		all = append(all, blockReason{id, reason, time.Unix(mark.NoCompactTime, 0)})
+		all = append(all, blockReason{id, reason, saneTime(time.Unix(mark.NoCompactTime, 0))})
 	}
 	for id, reason := range c.quarantined() {
 		if _, ok := marked[id]; !ok {
@@ -72,6 +79,7 @@ func (c *compactor) quarantine(ctx context.Context, id ulid.ULID, reason error) 
 	c.mtx.Lock()
 	c.broken[id] = details
 	c.mtx.Unlock()
+	c.b.catalogue.recount()
 	c.logger.Error("a block of the bucket is broken: compaction leaves it alone from now on, its data stay where they are", "block", id, "err", reason)
 	if err := block.MarkForNoCompact(ctx, c.kit, c.b.bkt, id, brokenReason, details, c.markedBroken); err != nil {
 		c.logger.Warn("cannot mark the broken block; until the next start this replica remembers it", "block", id, "err", err)
@@ -82,7 +90,7 @@ func (c *compactor) quarantine(ctx context.Context, id ulid.ULID, reason error) 
 func (c *compactor) checkFiles(ctx context.Context, j *job, plan []*metadata.Meta) error {
 	var all []error
 	for _, m := range plan {
-		broken, err := c.wrongFile(ctx, m)
+		broken, err := wrongFile(ctx, c.b.bkt, m)
 		if err != nil {
 			return err
 		}
@@ -95,27 +103,38 @@ func (c *compactor) checkFiles(ctx context.Context, j *job, plan []*metadata.Met
 }
 
 // wrongFile looks for a file that is not what the meta.json says.
-func (c *compactor) wrongFile(ctx context.Context, m *metadata.Meta) (broken, err error) {
-	sizes := map[string]int64{block.IndexFilename: 0}
+func wrongFile(ctx context.Context, bkt objstore.InstrumentedBucketReader, m *metadata.Meta) (broken, err error) {
+	_, broken, err = blockFiles(ctx, bkt, m)
+	return broken, err
+}
+
+// blockFiles are the files of a block but meta.json, with their sizes in bytes, unless one is not what the meta.json says.
+func blockFiles(ctx context.Context, bkt objstore.InstrumentedBucketReader, m *metadata.Meta) (sizes map[string]int64, broken, err error) {
+	if n := len(m.Thanos.Files); n > maxMetaFiles {
+		return nil, fmt.Errorf("its meta.json lists %d files", n), nil
+	}
+	sizes = map[string]int64{block.IndexFilename: 0}
 	for _, f := range m.Thanos.Files {
 		// Whose path leads elsewhere is not read at all. Its own size meta.json cannot tell.
 		if f.RelPath != block.MetaFilename && filepath.IsLocal(f.RelPath) {
 			sizes[f.RelPath] = f.SizeBytes
 		}
 	}
-	bkt := c.b.bkt.ReaderWithExpectedErrs(c.b.bkt.IsObjNotFoundErr)
-	for name, size := range sizes {
-		attributes, err := bkt.Attributes(ctx, path.Join(m.ULID.String(), name))
+	expecting := bkt.ReaderWithExpectedErrs(bkt.IsObjNotFoundErr)
+	for _, name := range slices.Sorted(maps.Keys(sizes)) {
+		size := sizes[name]
+		attributes, err := expecting.Attributes(ctx, path.Join(m.ULID.String(), name))
 		switch {
-		case err != nil && c.b.bkt.IsObjNotFoundErr(err):
-			return fmt.Errorf("its file %s is missing", name), nil
+		case err != nil && bkt.IsObjNotFoundErr(err):
+			return nil, fmt.Errorf("its file %s is missing", name), nil
 		case err != nil:
-			return nil, fmt.Errorf("look at file %s of block %s: %w", name, m.ULID, err)
+			return nil, nil, fmt.Errorf("look at file %s of block %s: %w", name, m.ULID, err)
 		case size > 0 && attributes.Size != size:
-			return fmt.Errorf("its file %s has %d bytes, and its meta.json says %d", name, attributes.Size, size), nil
+			return nil, fmt.Errorf("its file %s has %d bytes, and its meta.json says %d", name, attributes.Size, size), nil
 		}
+		sizes[name] = attributes.Size
 	}
-	return nil, nil
+	return sizes, nil, nil
 }
 
 // findBroken reads the blocks of work that failed one by one, whole, and notes which are broken. An error says that it could not.
@@ -145,21 +164,22 @@ func (c *compactor) verify(ctx context.Context, m *metadata.Meta) (broken, err e
 	if err := block.Download(ctx, c.kit, c.b.bkt, m.ULID, dir, objstore.WithFetchConcurrency(fileConcurrency)); err != nil {
 		return nil, err
 	}
-	broken = c.readBlock(ctx, dir, m)
+	broken = readWhole(ctx, c.kit, dir, m, func() {})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	return broken, nil
 }
 
-// readBlock reads all of a block and says what is wrong with it. Samples and checksums are looked at.
-func (c *compactor) readBlock(ctx context.Context, dir string, m *metadata.Meta) (err error) {
+// readWhole reads all of a block and says what is wrong with it. Samples and checksums are looked at. It calls read after each
+// series.
+func readWhole(ctx context.Context, kit kitLogger, dir string, m *metadata.Meta, read func()) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("reading it panics: %v", p)
 		}
 	}()
-	stats, err := block.GatherIndexHealthStats(ctx, c.kit, filepath.Join(dir, block.IndexFilename), m.MinTime, m.MaxTime)
+	stats, err := block.GatherIndexHealthStats(ctx, kit, filepath.Join(dir, block.IndexFilename), m.MinTime, m.MaxTime)
 	if err != nil {
 		return fmt.Errorf("its index cannot be read: %w", err)
 	}
@@ -206,6 +226,7 @@ func (c *compactor) readBlock(ctx context.Context, dir string, m *metadata.Meta)
 				return fmt.Errorf("a chunk of series %s cannot be read: %w", builder.Labels(), err)
 			}
 		}
+		read()
 	}
 	return postings.Err()
 }

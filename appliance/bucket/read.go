@@ -35,10 +35,12 @@ const (
 	indexCacheBytes, indexCacheItem = 64 << 20, 16 << 20
 	// readersAtOnce bounds the selects that run at once, readTimeout each of them.
 	readersAtOnce, readTimeout = 20, time.Minute
-	// readPatience is how long a query waits after a start until it is known what is in the bucket.
+	// readPatience is how long after a start queries wait until it is known what is in the bucket.
 	readPatience = 3 * time.Second
 	// readIdle is after how long without a query the index header of a block leaves memory.
 	readIdle = 5 * time.Minute
+	// anewEvery is how often it is tried to load anew what could not be read, while the bucket cannot be listed.
+	anewEvery = 5 * time.Second
 	// fromTheFuture is how far ahead of our clock data may be.
 	fromTheFuture = 24 * time.Hour
 	// neverALabel stands for the label that tells replicas apart, which none of the series has: blocks that overlap are told apart by that.
@@ -50,8 +52,10 @@ const (
 type reader struct {
 	b *Bucket
 	// share is the bucket as it reads it.
-	share   *share
-	store   *thanosstore.BucketStore
+	share *share
+	store *thanosstore.BucketStore
+	// reads is the store, without what it cannot read.
+	reads   *skipping
 	queries thanosquery.QueryableCreator
 	dropped *prometheus.CounterVec
 	failed  prometheus.Counter
@@ -60,12 +64,15 @@ type reader struct {
 	loaded atomic.Pointer[view]
 	ready  chan struct{}
 	once   sync.Once
+	began  time.Time
+	// leave are blocks that the store is to forget.
+	leave atomic.Pointer[[]ulid.ULID]
 }
 
 func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	own := promauto.With(b.o.Registerer)
 	r := &reader{
-		b: b, ready: make(chan struct{}),
+		b: b, ready: make(chan struct{}), began: time.Now(),
 		dropped: own.NewCounterVec(prometheus.CounterOpts{
 			Name: "tocsin_bucket_unread_blocks_total",
 			Help: "Times that a look at the bucket left a block out of what queries read, by reason: foreign (of another cluster), future, replaced (another block has its windows whole), broken.",
@@ -103,7 +110,8 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the reader of the bucket: %w", err)
 	}
-	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), newSkipping(b, r.store),
+	r.reads = newSkipping(b, r.store)
+	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), r.reads,
 		readersAtOnce, readTimeout, dedup.AlgorithmPenalty, 0)
 	return r, nil
 }
@@ -117,19 +125,47 @@ func (r *reader) run(ctx context.Context) error {
 		if v, err := r.b.catalogue.last(); err != nil {
 			wait = min(every, time.Second)
 		} else if r.b.catalogue.problem() == nil {
-			if err := r.sync(ctx, v); err != nil && ctx.Err() == nil {
+			if err := r.load(ctx, v); err != nil && ctx.Err() == nil {
 				r.failed.Inc()
 				r.b.logger.Warn("cannot load the blocks of the bucket for queries; it is tried again", "in", wait,
 					"err", r.b.o.Config.Bucket.Redact(err.Error()))
 			}
 		}
+		if len(r.reads.toLoadAnew()) > 0 {
+			wait = min(every, anewEvery)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.b.catalogue.changed:
+		case <-r.reads.again:
+			// Whoever asked is answered already. Not at once again and again.
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(min(every, time.Second)):
+			}
 		case <-time.After(wait):
 		}
 	}
+}
+
+// load syncs, and has the store forget and load anew what it remembers an error of.
+func (r *reader) load(ctx context.Context, v *view) error {
+	anew := r.reads.toLoadAnew()
+	if len(anew) > 0 {
+		r.leave.Store(&anew)
+		err := r.sync(ctx, v)
+		r.leave.Store(nil)
+		if err != nil {
+			return err
+		}
+	}
+	if err := r.sync(ctx, v); err != nil {
+		return err
+	}
+	r.reads.loadedAnew(anew)
+	return nil
 }
 
 // sync loads at least what a look at the bucket saw.
@@ -163,16 +199,21 @@ var errNotLoaded = errors.New("the blocks of the bucket are not listed yet")
 // Until is up to when, in Unix milliseconds, data can be read from the bucket: the end of the last window that is there whole, 0 where
 // there is none. After a start it waits for a moment until that is known.
 func (b *Bucket) Until() (int64, error) {
-	select {
-	case <-b.reader.ready:
-	case <-time.After(readPatience):
+	if b.reader.loaded.Load() == nil {
+		select {
+		case <-b.reader.ready:
+		case <-time.After(time.Until(b.reader.began.Add(readPatience))):
+		}
+	}
+	v := b.reader.loaded.Load()
+	if v == nil {
 		if err := b.catalogue.problem(); err != nil {
 			return 0, fmt.Errorf("%w: %s", errNotLoaded, b.o.Config.Bucket.Redact(err.Error()))
 		}
 		return 0, errNotLoaded
 	}
 	end, shared, latest := int64(0), b.shared(), time.Now().Add(fromTheFuture).UnixMilli()
-	for id, m := range b.reader.loaded.Load().blocks {
+	for id, m := range v.blocks {
 		if _, whole, ours := nameWindow(id, b.o.Window); ours && !whole || m.MaxTime > latest || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
 			continue
 		}
@@ -194,9 +235,21 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 	shared := f.r.b.shared()
 	latest := time.Now().Add(fromTheFuture).UnixMilli()
 	whole, compacted := map[int64]ulid.ULID{}, map[int64]bool{}
+	// What is in quarantine may be readable in part, and be all there is: it is read unless something better is there.
+	broken := f.r.b.compactor.quarantined()
+	better := func(id, other ulid.ULID) bool {
+		_, a := broken[id]
+		_, b := broken[other]
+		return !a && b || a == b && id.Compare(other) < 0
+	}
 	drop := func(id ulid.ULID, reason string) {
 		f.r.dropped.WithLabelValues(reason).Inc()
 		delete(metas, id)
+	}
+	if leave := f.r.leave.Load(); leave != nil {
+		for _, id := range *leave {
+			delete(metas, id)
+		}
 	}
 	for id, m := range metas {
 		switch {
@@ -211,13 +264,16 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 		default:
 			if begin, ok, ours := nameWindow(id, f.r.b.o.Window); ours && ok {
 				// Two replicas may have uploaded it: everybody reads the same one.
-				if other, there := whole[begin]; !there || id.Compare(other) < 0 {
+				if other, there := whole[begin]; !there || better(id, other) {
 					whole[begin] = id
 				}
 			}
 		}
 	}
 	for id, m := range metas {
+		if _, ok := broken[id]; ok {
+			continue
+		}
 		for _, source := range m.Compaction.Sources {
 			if begin, ok, ours := nameWindow(source, f.r.b.o.Window); ours && ok && source != id && m.Thanos.Downsample.Resolution == 0 {
 				compacted[begin] = true

@@ -2,9 +2,12 @@ package bucket
 
 import (
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,6 +16,7 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/stretchr/testify/require"
+	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/thanos/pkg/block"
 	"github.com/thanos-io/thanos/pkg/block/metadata"
 )
@@ -55,8 +59,9 @@ func (c *cluster) inBucket(n int) (all []*replica, first *replica, end int64) {
 	for _, name := range c.names {
 		all = append(all, c.replica(name))
 	}
-	own := labels.FromStrings("__name__", "test_zones", "cluster", "mine", "replica", "2", "zone", "eu")
 	for _, x := range all {
+		// Each store has its own: it replaces the strings.
+		own := labels.FromStrings("__name__", "test_zones", "cluster", "mine", "replica", "2", "zone", "eu")
 		for _, at := range c.samples(n) {
 			x.append(at)
 			app := x.store.Appender(context.Background())
@@ -121,7 +126,7 @@ func (r *replica) load() {
 	r.t.Helper()
 	v, err := r.bucket.catalogue.look(context.Background())
 	require.NoError(r.t, err)
-	require.NoError(r.t, r.bucket.reader.sync(context.Background(), v))
+	require.NoError(r.t, r.bucket.reader.load(context.Background(), v))
 }
 
 // TestOneOfTwoUploadsIsRead has a window in the bucket twice.
@@ -191,4 +196,87 @@ func editMeta(t *testing.T, dir string, id ulid.ULID) {
 	meta.ULID, meta.Compaction.Sources = id, []ulid.ULID{id}
 	meta.Thanos.Labels["replica"] = "copy"
 	require.NoError(t, meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, dir))
+}
+
+// silent is a bucket that answers nothing while it is down.
+type silent struct {
+	objstore.Bucket
+	down  atomic.Bool
+	calls atomic.Int64
+}
+
+var errSilent = errors.New("connection refused")
+
+func (s *silent) ask() error {
+	s.calls.Add(1)
+	if s.down.Load() {
+		return errSilent
+	}
+	return nil
+}
+
+func (s *silent) GetRange(ctx context.Context, name string, off, length int64) (io.ReadCloser, error) {
+	if err := s.ask(); err != nil {
+		return nil, err
+	}
+	return s.Bucket.GetRange(ctx, name, off, length)
+}
+
+func (s *silent) Get(ctx context.Context, name string) (io.ReadCloser, error) {
+	if err := s.ask(); err != nil {
+		return nil, err
+	}
+	return s.Bucket.Get(ctx, name)
+}
+
+func (s *silent) Exists(ctx context.Context, name string) (bool, error) {
+	if err := s.ask(); err != nil {
+		return false, err
+	}
+	return s.Bucket.Exists(ctx, name)
+}
+
+func (s *silent) Attributes(ctx context.Context, name string) (objstore.ObjectAttributes, error) {
+	if err := s.ask(); err != nil {
+		return objstore.ObjectAttributes{}, err
+	}
+	return s.Bucket.Attributes(ctx, name)
+}
+
+// TestABucketThatIsAwayIsNoBrokenBlock holds that queries find out once, are told at once, and leave no block out when it is back.
+func TestABucketThatIsAwayIsNoBrokenBlock(t *testing.T) {
+	c, r, end := inBucket(t, 3)
+	bkt := &silent{}
+	r.inject(func(b objstore.Bucket) objstore.Bucket {
+		bkt.Bucket = b
+		return bkt
+	})
+	r.load()
+	reads := r.bucket.reader.reads
+	bkt.down.Store(true)
+	fails := func() error {
+		q, err := r.bucket.At(0).Querier(c.begin, end-1)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, q.Close()) }()
+		set := q.Select(context.Background(), true, nil, labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+"))
+		require.False(t, set.Next())
+		return set.Err()
+	}
+	require.ErrorContains(t, fails(), errSilent.Error())
+	asked := bkt.calls.Load()
+	require.ErrorContains(t, fails(), "the bucket was away")
+	require.Equal(t, asked, bkt.calls.Load())
+	require.Len(t, reads.toLoadAnew(), 3)
+
+	bkt.down.Store(false)
+	reads.mtx.Lock()
+	reads.away = time.Time{} // As if the time were over.
+	reads.mtx.Unlock()
+	r.load()
+	require.Empty(t, reads.toLoadAnew())
+	require.Empty(t, reads.skipped())
+	want, _ := found(t, r.store.Local(), c.begin, end-1)
+	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
+	require.Empty(t, warnings)
+	require.Equal(t, want, got)
 }

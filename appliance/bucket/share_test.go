@@ -29,15 +29,15 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/mesh"
 )
 
-// counted counts what is asked of blocks' objects, but not for index headers.
-type counted struct {
+// countedReads counts what is asked of blocks' objects, but not for index headers.
+type countedReads struct {
 	objstore.Bucket
 	asked atomic.Int64
 	// before is called before each of them; nil for nothing.
 	before func(ctx context.Context) error
 }
 
-func (c *counted) count(ctx context.Context, name string) error {
+func (c *countedReads) count(ctx context.Context, name string) error {
 	if ctx.Value(uncached{}) != nil || !isBlockObject(name) {
 		return nil
 	}
@@ -48,21 +48,21 @@ func (c *counted) count(ctx context.Context, name string) error {
 	return nil
 }
 
-func (c *counted) GetRange(ctx context.Context, name string, off, length int64) (io.ReadCloser, error) {
+func (c *countedReads) GetRange(ctx context.Context, name string, off, length int64) (io.ReadCloser, error) {
 	if err := c.count(ctx, name); err != nil {
 		return nil, err
 	}
 	return c.Bucket.GetRange(ctx, name, off, length)
 }
 
-func (c *counted) Attributes(ctx context.Context, name string) (objstore.ObjectAttributes, error) {
+func (c *countedReads) Attributes(ctx context.Context, name string) (objstore.ObjectAttributes, error) {
 	if err := c.count(ctx, name); err != nil {
 		return objstore.ObjectAttributes{}, err
 	}
 	return c.Bucket.Attributes(ctx, name)
 }
 
-func (c *counted) Get(ctx context.Context, name string) (io.ReadCloser, error) {
+func (c *countedReads) Get(ctx context.Context, name string) (io.ReadCloser, error) {
 	if err := c.count(ctx, name); err != nil {
 		return nil, err
 	}
@@ -70,9 +70,9 @@ func (c *counted) Get(ctx context.Context, name string) (io.ReadCloser, error) {
 }
 
 // counting makes the replica's requests counted, and its cache ready.
-func (r *replica) counting() *counted {
+func (r *replica) counting() *countedReads {
 	r.t.Helper()
-	c := &counted{}
+	c := &countedReads{}
 	r.inject(func(bkt objstore.Bucket) objstore.Bucket { c.Bucket = bkt; return c })
 	require.NoError(r.t, r.bucket.reader.share.disk.list(context.Background()))
 	r.bucket.reader.share.tidy()
@@ -250,7 +250,7 @@ func TestReplicasShareBlocksOut(t *testing.T) {
 		owner := order(id, c.names)[0]
 		owned[owner] = append(owned[owner], id)
 	}
-	var requests []*counted
+	var requests []*countedReads
 	total := func() (sum int64) {
 		for _, q := range requests {
 			sum += q.asked.Load()

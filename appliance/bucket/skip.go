@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -22,9 +23,14 @@ import (
 const (
 	// skipFirst is how long a block that could not be read is left out, doubled each time that it cannot be read again, up to skipMost.
 	skipFirst, skipMost = 10 * time.Second, 10 * time.Minute
+	// probeFor is how long the bucket may take to answer a small question, before it counts as away; awayFor is how long no query asks it then.
+	probeFor, awayFor = 2 * time.Second, 10 * time.Second
 	// maxSkips bounds how many blocks are found unreadable by one select.
 	maxSkips = 8
 )
+
+// probeName is an object that need not be there.
+const probeName = "tocsin-probe"
 
 var blockName = regexp.MustCompile(`\b[0-7][0-9A-HJKMNP-TV-Z]{25}\b`)
 
@@ -34,18 +40,25 @@ type skipping struct {
 	*thanosstore.BucketStore
 	b *Bucket
 
-	mtx sync.Mutex
-	bad map[ulid.ULID]unreadable
+	// again tells that there are blocks to load anew.
+	again chan struct{}
+
+	mtx  sync.Mutex
+	bad  map[ulid.ULID]unreadable
+	away time.Time // until when nobody is made to wait for the bucket
+	why  error
 }
 
 type unreadable struct {
 	at   time.Time
 	wait time.Duration
 	why  string
+	// anew says that the store has to load the block anew: once an index header could not be had, upstream's reader gives that error for ever.
+	anew bool
 }
 
 func newSkipping(b *Bucket, s *thanosstore.BucketStore) *skipping {
-	k := &skipping{BucketStore: s, b: b, bad: map[ulid.ULID]unreadable{}}
+	k := &skipping{BucketStore: s, b: b, again: make(chan struct{}, 1), bad: map[ulid.ULID]unreadable{}}
 	promauto.With(b.o.Registerer).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tocsin_bucket_unreadable_blocks",
 		Help: "Blocks of the bucket that queries leave out for a while, because they could not be read.",
@@ -65,6 +78,8 @@ func (k *skipping) skipped() map[ulid.ULID]unreadable {
 	out := map[ulid.ULID]unreadable{}
 	for id, u := range k.bad {
 		switch {
+		case u.anew:
+			out[id] = u
 		case u.at.Before(back): // The bucket was away then: that says nothing about a block.
 			delete(k.bad, id)
 		case now.Sub(u.at) < u.wait:
@@ -80,16 +95,52 @@ func (k *skipping) skipped() map[ulid.ULID]unreadable {
 func (k *skipping) skip(id ulid.ULID, why error) time.Duration {
 	k.mtx.Lock()
 	defer k.mtx.Unlock()
-	u := unreadable{at: time.Now(), wait: skipFirst, why: why.Error()}
+	u := unreadable{at: time.Now(), wait: skipFirst, why: why.Error(), anew: true}
 	if before, ok := k.bad[id]; ok {
-		u.wait = min(2*before.wait, skipMost)
+		u.wait = max(skipFirst, min(2*before.wait, skipMost))
 	}
 	k.bad[id] = u
+	k.wake()
 	return u.wait
+}
+
+func (k *skipping) wake() {
+	select {
+	case k.again <- struct{}{}:
+	default:
+	}
+}
+
+// toLoadAnew are the blocks that the store has to load anew.
+func (k *skipping) toLoadAnew() []ulid.ULID {
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	var ids []ulid.ULID
+	for id, u := range k.bad {
+		if u.anew {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// loadedAnew says that it has.
+func (k *skipping) loadedAnew(ids []ulid.ULID) {
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	for _, id := range ids {
+		if u, ok := k.bad[id]; ok {
+			u.anew = false
+			k.bad[id] = u
+		}
+	}
 }
 
 // Series implements storepb.StoreServer.
 func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesServer) error {
+	if err := k.isAway(); err != nil {
+		return err
+	}
 	for tries := 0; ; tries++ {
 		bad := k.skipped()
 		asked := *req
@@ -110,12 +161,52 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 			}
 			return held.release()
 		}
+		if srv.Context().Err() != nil {
+			return err
+		}
+		if k.isGone(srv.Context(), err, req) {
+			return err
+		}
 		id, ok := k.culprit(err)
-		if _, again := bad[id]; !ok || again || tries >= maxSkips || srv.Context().Err() != nil {
+		if _, again := bad[id]; !ok || again || tries >= maxSkips {
 			return err
 		}
 		k.b.logger.Warn("a block of the bucket cannot be read; queries leave it out", "block", id, "for", k.skip(id, err), "err", err)
 	}
+}
+
+// isAway is why the bucket is not asked at the moment, nil if it is.
+func (k *skipping) isAway() error {
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	if time.Now().Before(k.away) {
+		return fmt.Errorf("the bucket was away less than %s ago: %w", awayFor, k.why)
+	}
+	return nil
+}
+
+// isGone finds out, after an error, whether it is the bucket that is away and not a block that is broken. Providers try again and again for
+// seconds: whoever asks next is to have it at once.
+func (k *skipping) isGone(ctx context.Context, failed error, req *storepb.SeriesRequest) bool {
+	ctx, cancel := context.WithTimeout(ctx, probeFor)
+	defer cancel()
+	if _, err := k.b.bkt.Exists(ctx, probeName); err == nil {
+		return false
+	}
+	v, err := k.b.catalogue.last()
+	k.mtx.Lock()
+	defer k.mtx.Unlock()
+	k.away, k.why = time.Now().Add(awayFor), failed
+	if err != nil {
+		return true
+	}
+	for id, m := range v.blocks {
+		if _, ok := k.bad[id]; !ok && m.MinTime <= req.MaxTime && req.MinTime <= m.MaxTime {
+			k.bad[id] = unreadable{at: time.Now(), why: failed.Error(), anew: true}
+		}
+	}
+	k.wake()
+	return true
 }
 
 // warn tells of a block that is left out, if it would have had something to say.

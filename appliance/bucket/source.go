@@ -96,6 +96,9 @@ func (o *SourceOptions) validate() error {
 	if o.Tell == nil {
 		o.Tell = func(mesh.CardConfig) {}
 	}
+	if o.Members == nil {
+		o.Members = func() []mesh.Member { return nil }
+	}
 	return nil
 }
 

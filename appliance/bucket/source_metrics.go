@@ -5,6 +5,8 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tocsin-io/tocsin/appliance/mesh"
 )
 
 var (
@@ -15,7 +17,7 @@ var (
 	configRefusedDesc = prometheus.NewDesc("tocsin_config_source_refused",
 		"Whether what is in the bucket is refused as a configuration, so that an older one goes on.", nil, nil)
 	configDiffersDesc = prometheus.NewDesc("tocsin_cluster_config_differs",
-		"Whether a live replica has another configuration in force than this one, or refuses what is in the bucket.", []string{"member"}, nil)
+		"Whether a live replica, this one too, does not run on the configuration in the bucket as this one sees it: it lags, or refuses it.", []string{"member"}, nil)
 )
 
 // sourceMetrics shows what the status says.
@@ -43,17 +45,54 @@ func (m sourceMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(configSuccessDesc, success)
 	gauge(configRefusedDesc, number(status.State == StateRefused))
-	if m.s.o.Members == nil {
-		return
+	for name, why := range m.s.Behind() {
+		gauge(configDiffersDesc, number(why != ""), name)
 	}
-	for _, member := range m.s.o.Members() {
+}
+
+// Behind tells for each live replica, this one too, why it does not run on the configuration in the bucket as this one sees it;
+// "" where it does.
+func (s *Source) Behind() map[string]string {
+	status := s.Status()
+	wanted := status.SeenHash
+	if wanted == "" {
+		wanted = status.Hash // The bucket was never seen; then all should be alike.
+	}
+	wanted = ShortHash(wanted)
+	why := func(c mesh.CardConfig, problem string) string {
+		switch {
+		case c.State == StateRefused:
+			return "it refuses what is in the bucket" + problem + ", and runs on " + nameOfHash(c.Hash)
+		case c.Hash != wanted:
+			return "it runs on " + nameOfHash(c.Hash) + ", and in the bucket is " + nameOfHash(wanted)
+		}
+		return ""
+	}
+	behind := map[string]string{}
+	for _, member := range s.o.Members() {
 		// A stock Alertmanager has no card.
-		if !member.Alive || member.Self || member.Card.Cluster == "" {
+		if !member.Self && (!member.Alive || member.Card.Cluster == "") {
 			continue
 		}
-		c := member.Card.Config
-		gauge(configDiffersDesc, number(c.Hash != ShortHash(status.Hash) || c.State == StateRefused), member.Name)
+		if member.Self {
+			problem := ""
+			if status.Problem != "" {
+				problem = " (" + status.Problem + ")"
+			}
+			behind[member.Name] = why(s.Card(), problem)
+			continue
+		}
+		behind[member.Name] = why(member.Card.Config, "")
 	}
+	return behind
+}
+
+// nameOfHash is how a hash is spoken of.
+func nameOfHash(short string) string {
+	if short == "" {
+		return "nothing"
+	}
+	return short
 }
 
 func number(b bool) float64 {

@@ -488,6 +488,12 @@ func (u *uploader) process(ctx context.Context, w *window) error {
 		return err
 	}
 	if !there || !u.b.catalogue.trusted(s.id) {
+		if u.b.catalogue.spoiled(w.begin) {
+			// What broke the block that is there may be in the local data: then they would be uploaded again and again.
+			if err := readWhole(ctx, u.b.kit, s.dir, s.meta, func() {}); err != nil {
+				return fmt.Errorf("the block of the window in the bucket is broken, and the local data are, too: %w", err)
+			}
+		}
 		if err := u.upload(ctx, w, s); err != nil {
 			return err
 		}
@@ -653,7 +659,7 @@ func (u *uploader) verify(ctx context.Context, v *view) error {
 			return fmt.Errorf("check block %s: %w", id, err)
 		}
 		before := u.b.catalogue.trusted(id)
-		u.b.catalogue.trust(id, missing == "")
+		u.b.catalogue.trust(id, missing)
 		switch {
 		case missing == "":
 			u.mtx.Lock()
@@ -723,17 +729,7 @@ func (u *uploader) missing(ctx context.Context, id ulid.ULID, m *metadata.Meta) 
 
 // status is how far everything is.
 func (u *uploader) status() uploadStatus {
-	type upload struct{ by, block string }
-	by := map[int64]upload{}
-	if v, err := u.b.catalogue.last(); err == nil {
-		for id, m := range v.blocks {
-			for _, source := range m.Compaction.Sources {
-				if begin, whole, ok := nameWindow(source, u.b.o.Window); ok && (whole || by[begin].block == "") {
-					by[begin] = upload{m.Thanos.Labels[config.ReplicaLabel], id.String()}
-				}
-			}
-		}
-	}
+	by := u.b.holders()
 	st := uploadStatus{Windows: []windowStatus{}, Running: []windowStatus{}}
 	u.mtx.Lock()
 	defer u.mtx.Unlock()
@@ -742,7 +738,7 @@ func (u *uploader) status() uploadStatus {
 		s := w.status
 		switch s.State {
 		case uploadCovered:
-			s.By, s.Block = by[begin].by, by[begin].block
+			s.By, s.Block = by[begin].By, by[begin].Block
 		case uploading:
 			s.Done = min(w.bytes.Load(), s.Total)
 		}

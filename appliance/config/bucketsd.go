@@ -103,6 +103,8 @@ func objectPrefix(s string) (prefix, problem string) {
 		return "", "begins with a slash, which names of objects do not"
 	case trimmed == "" || trimmed != path.Clean(trimmed) || trimmed == "." || trimmed == ".." || strings.HasPrefix(trimmed, "../"):
 		return "", "is no path below the bucket's root"
+	case trimmed == RendezvousFolder || strings.HasPrefix(trimmed, RendezvousFolder+"/"):
+		return "", "is where the replicas of a cluster meet (cluster.rendezvous)"
 	case strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\\' }):
 		return "", "contains a control character or a backslash"
 	default:

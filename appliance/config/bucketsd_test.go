@@ -22,6 +22,7 @@ func TestBucketTargets(t *testing.T) {
 		"{refresh_interval: 1m}":               "prefix is missing",
 		"{prefix: /t}":                         "begins with a slash",
 		"{prefix: ../t}":                       "no path below",
+		"{prefix: rendezvous/a/}":              "where the replicas of a cluster meet",
 		"{prefix: t/, refresh_interval: 10ms}": "shorter than 1s",
 		"{prefix: t/, files: [x]}":             "files",
 	} {

@@ -73,6 +73,7 @@ func (l *loader) finish(cfg *Config, doc *section) (*Config, error) {
 		l.replica(cfg, doc, at[sectionReplica])
 		l.cluster(cfg, doc, at[sectionCluster])
 		l.bucket(cfg, doc, at[sectionBucket])
+		l.rendezvous(doc, at)
 	} else {
 		l.notFromBucket(doc, at)
 		cfg.inherit(l.own)

@@ -190,6 +190,16 @@ cluster:
 **The key** is as secret as a root password: who holds it is a replica. Everything between replicas is encrypted with it and
 refused without it. To change it without an outage, add the new key as the second line of the file on each replica and reload,
 then put it first on each and reload, then take the old one out on each and reload.
+
+**The rendezvous**, ` + "`rendezvous: bucket`" + `, spares the list of peers: each replica keeps a small object with its address in the bucket, below
+` + "`rendezvous/<name of the cluster>/`" + `, signed with the cluster key, and reads those of the others. A new replica that has the name, the key and
+the bucket finds the mesh within seconds, whatever the addresses of the others are now. Peers can be configured beside it. While the bucket
+is away, a mesh goes on; only a replica that starts then has to know a peer, from its configuration or from before.
+
+` + "```yaml" + `
+cluster: {name: production, key_file: cluster.key, rendezvous: bucket}
+bucket: {type: S3, config: {bucket: tocsin, endpoint: s3.example.org}}
+` + "```" + `
 `
 
 const manualFederation = `A list of Prometheus servers to pull from with their ` + "`/federate`" + ` endpoint. It denies by default: a series that no item of

@@ -32,8 +32,8 @@ func TestManual(t *testing.T) {
 	}
 
 	examples := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(manual, -1)
-	require.Len(t, examples, 9)
-	for _, e := range examples[:6] {
+	require.Len(t, examples, 10)
+	for _, e := range examples[:7] {
 		dir := t.TempDir()
 		for name, from := range map[string]string{"prometheus.yml": "", "alertmanager.yml": "testdata/files/least-alertmanager.yml", "secrets/search": "", "cluster.key": "testdata/files/cluster.key"} {
 			var b []byte

@@ -68,6 +68,8 @@ type Mesh struct {
 	name    string
 	cluster string
 	keyed   bool
+	// awaitsFound says that somebody looks for peers beside us, see SetFound.
+	awaitsFound bool
 
 	metrics   *metrics
 	refusals  *refusals
@@ -127,10 +129,13 @@ func New(opts Options) (_ *Mesh, err error) {
 		return nil, fmt.Errorf("create the mesh's directory: %w", err)
 	}
 	m := &Mesh{
-		logger:   opts.Logger,
-		name:     cfg.Replica.Name,
-		cluster:  cfg.Cluster.Name,
-		keyed:    len(cfg.ClusterKeys) > 0,
+		logger:  opts.Logger,
+		name:    cfg.Replica.Name,
+		cluster: cfg.Cluster.Name,
+		keyed:   len(cfg.ClusterKeys) > 0,
+
+		awaitsFound: cfg.Cluster.Rendezvous != "",
+
 		recard:   make(chan struct{}, 1),
 		reseed:   make(chan struct{}, 1),
 		ready:    make(chan struct{}),
@@ -364,6 +369,14 @@ func (m *Mesh) Prepare(cfg *config.Config) (apply func() error, err error) {
 		return errors.Join(setRing(m.ring, keys), m.creds.setKeys(keys))
 	}, nil
 }
+
+// SetFound gives the addresses, ip:port, at which somebody else found peers, in place of those that it gave before. Where
+// the configuration has a rendezvous, the mesh waits for the first call before it takes itself for alone, as long as it
+// waits for peers that do not answer.
+func (m *Mesh) SetFound(addresses []string) { m.join.setFound(addresses) }
+
+// Address is where the other replicas reach this one's gossip, ip:port.
+func (m *Mesh) Address() string { return m.wire.advertise.String() }
 
 // setRing makes keys those of the ring, the first the one to send with.
 func setRing(ring *memberlist.Keyring, keys [][]byte) error {

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -79,8 +81,28 @@ type archived struct {
 	oldest  func() (int64, error)
 	gaps    Gaps // nil where there are no others
 	archive Archive
+	// patience bounds what one select of the archive may take; 0 for no bound but the query's. Who had to be stopped once is not asked until
+	// rests, in Unix nanoseconds.
+	patience time.Duration
+	rests    *atomic.Int64
 
 	selects, failures prometheus.Counter
+}
+
+// rulesPatience is how long a rule waits for the archive. What is old is little of what a rule looks at, mostly nothing: a rule that comes
+// late because of it is worse. rulesRest is how long no rule asks after one had to give up: there may be many, one after the other.
+const (
+	rulesPatience = time.Second
+	rulesRest     = 15 * time.Second
+)
+
+var errSlowArchive = fmt.Errorf("it did not answer a rule within %s", rulesPatience)
+
+// forRules is the same with the patience of rules.
+func (a *archived) forRules() *archived {
+	patient := *a
+	patient.patience, patient.rests = rulesPatience, &atomic.Int64{}
+	return &patient
 }
 
 func newArchived(recent storage.Queryable, o *Options) *archived {
@@ -181,6 +203,9 @@ type archivedQuerier struct {
 	a                 *archived
 	recent            storage.Querier
 	mint, maxt, split int64
+
+	mtx     sync.Mutex
+	cancels []context.CancelFunc
 }
 
 func (q *archivedQuerier) older(ctx context.Context) (storage.Querier, error) {
@@ -195,6 +220,9 @@ func (q *archivedQuerier) Select(ctx context.Context, sorted bool, hints *storag
 		return q.recent.Select(ctx, sorted, hints, ms...)
 	}
 	older, err := q.older(ctx)
+	if err == nil && q.a.rests != nil && time.Now().UnixNano() < q.a.rests.Load() {
+		err = errors.Join(errSlowArchive, older.Close())
+	}
 	if err != nil {
 		q.a.failures.Inc()
 		return withWarning(q.recent.Select(ctx, sorted, hints, ms...), q.missing(err))
@@ -206,7 +234,9 @@ func (q *archivedQuerier) Select(ctx context.Context, sorted bool, hints *storag
 	theirs := bounds
 	theirs.End = min(bounds.End, q.split-1)
 	// Some queriers alter the slice.
-	set := &olderSet{SeriesSet: older.Select(ctx, true, &theirs, slices.Clone(ms)...), q: q, close: older.Close}
+	set := q.await(ctx, older, func(ctx context.Context) storage.SeriesSet {
+		return older.Select(ctx, true, &theirs, slices.Clone(ms)...)
+	})
 	if bounds.End < q.split {
 		return set
 	}
@@ -223,27 +253,73 @@ func (q *archivedQuerier) missing(why error) error {
 
 // olderSet has the archive's series. What fails there is a warning: the replicas answer all the same.
 type olderSet struct {
-	storage.SeriesSet
-	q      *archivedQuerier
-	close  func() error
-	closed bool
-	failed error
+	q    *archivedQuerier
+	ctx  context.Context
+	next chan storage.Series
+	// end is closed when warnings and failed are known.
+	end      chan struct{}
+	warnings annotations.Annotations
+	failed   error
+
+	at   storage.Series
+	over bool
+	lost error
+}
+
+// await reads the archive beside the query: reading may hang where a context does not reach, and a query is to end in time.
+func (q *archivedQuerier) await(ctx context.Context, older storage.Querier, ask func(context.Context) storage.SeriesSet) *olderSet {
+	s := &olderSet{q: q, next: make(chan storage.Series), end: make(chan struct{})}
+	var cancel context.CancelFunc
+	if q.a.patience > 0 {
+		s.ctx, cancel = context.WithTimeout(ctx, q.a.patience)
+	} else {
+		s.ctx, cancel = context.WithCancel(ctx)
+	}
+	q.mtx.Lock()
+	q.cancels = append(q.cancels, cancel)
+	q.mtx.Unlock()
+	go func() {
+		defer close(s.end)
+		set := ask(s.ctx)
+		for set.Next() {
+			select {
+			case s.next <- set.At():
+			case <-s.ctx.Done():
+				s.failed = errors.Join(s.ctx.Err(), older.Close())
+				return
+			}
+		}
+		s.warnings, s.failed = set.Warnings(), errors.Join(set.Err(), older.Close())
+	}()
+	return s
 }
 
 // Next implements storage.SeriesSet.
 func (s *olderSet) Next() bool {
-	if s.closed {
+	if s.over {
 		return false
 	}
-	if s.SeriesSet.Next() {
+	select {
+	case s.at = <-s.next:
 		return true
+	case <-s.end:
+		s.lost = s.failed
+	case <-s.ctx.Done():
+		s.lost = s.ctx.Err()
+		if s.q.a.rests != nil && errors.Is(s.lost, context.DeadlineExceeded) {
+			s.lost = errSlowArchive
+			s.q.a.rests.Store(time.Now().Add(rulesRest).UnixNano())
+		}
 	}
-	s.closed = true
-	if s.failed = errors.Join(s.SeriesSet.Err(), s.close()); s.failed != nil {
+	s.over = true
+	if s.lost != nil {
 		s.q.a.failures.Inc()
 	}
 	return false
 }
+
+// At implements storage.SeriesSet.
+func (s *olderSet) At() storage.Series { return s.at }
 
 // Err implements storage.SeriesSet.
 func (s *olderSet) Err() error { return nil }
@@ -251,11 +327,15 @@ func (s *olderSet) Err() error { return nil }
 // Warnings implements storage.SeriesSet.
 func (s *olderSet) Warnings() annotations.Annotations {
 	var all annotations.Annotations
-	for _, w := range s.SeriesSet.Warnings().AsErrors() {
-		all.Add(s.q.missing(w))
+	if s.lost != nil {
+		all.Add(s.q.missing(s.lost))
 	}
-	if s.failed != nil {
-		all.Add(s.q.missing(s.failed))
+	select {
+	case <-s.end:
+		for _, w := range s.warnings.AsErrors() {
+			all.Add(s.q.missing(w))
+		}
+	default: // Nobody waits for it any more.
 	}
 	return all
 }
@@ -297,16 +377,10 @@ func (q *archivedQuerier) lookUp(ctx context.Context, hints *storage.LabelHints,
 	if err != nil || isLocalOnly(ctx) {
 		return found, warnings, err
 	}
-	older, err := q.older(ctx)
-	if err == nil {
-		var more []string
-		var given annotations.Annotations
-		more, given, err = ask(older)
-		found = append(found, more...)
-		for _, w := range given.AsErrors() {
-			warnings.Add(q.missing(w))
-		}
-		err = errors.Join(err, older.Close())
+	more, given, err := q.askOlder(ctx, ask)
+	found = append(found, more...)
+	for _, w := range given.AsErrors() {
+		warnings.Add(q.missing(w))
 	}
 	if err != nil {
 		q.a.failures.Inc()
@@ -320,5 +394,38 @@ func (q *archivedQuerier) lookUp(ctx context.Context, hints *storage.LabelHints,
 	return found, warnings, nil
 }
 
+// askOlder asks the archive beside the query, as await does.
+func (q *archivedQuerier) askOlder(ctx context.Context,
+	ask func(storage.Querier) ([]string, annotations.Annotations, error),
+) ([]string, annotations.Annotations, error) {
+	older, err := q.older(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	type answer struct {
+		found    []string
+		warnings annotations.Annotations
+		err      error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		found, warnings, err := ask(older)
+		answers <- answer{found, warnings, errors.Join(err, older.Close())}
+	}()
+	select {
+	case a := <-answers:
+		return a.found, a.warnings, a.err
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+}
+
 // Close implements storage.Querier.
-func (q *archivedQuerier) Close() error { return q.recent.Close() }
+func (q *archivedQuerier) Close() error {
+	q.mtx.Lock()
+	defer q.mtx.Unlock()
+	for _, cancel := range q.cancels {
+		cancel()
+	}
+	return q.recent.Close()
+}

@@ -23,6 +23,7 @@ type shelf struct {
 	fail  atomic.Pointer[error]
 	// unknown is why nobody knows what there is.
 	unknown atomic.Pointer[error]
+	hang    atomic.Pointer[chan struct{}]
 	asked   atomic.Int64
 	most    atomic.Int64 // The last resolution that was asked for.
 }
@@ -32,6 +33,9 @@ func (s *shelf) At(resolution time.Duration) storage.Queryable {
 	s.most.Store(int64(resolution))
 	return storage.QueryableFunc(func(mint, maxt int64) (storage.Querier, error) {
 		q, err := s.Querier(mint, maxt)
+		if letGo := s.hang.Load(); letGo != nil && err == nil {
+			return hanging{q, *letGo}, nil
+		}
 		if why := s.fail.Load(); why != nil && err == nil {
 			return failing{q, *why}, nil
 		}
@@ -44,6 +48,17 @@ func (s *shelf) Until() (int64, error) {
 		return 0, *why
 	}
 	return s.until, nil
+}
+
+// hanging does not answer before it is let go, whatever its context says.
+type hanging struct {
+	storage.Querier
+	letGo chan struct{}
+}
+
+func (h hanging) Select(context.Context, bool, *storage.SelectHints, ...*labels.Matcher) storage.SeriesSet {
+	<-h.letGo
+	return storage.ErrSeriesSet(errors.New("too late"))
 }
 
 type failing struct {
@@ -197,5 +212,42 @@ func TestWhatIsBeingFilledComesFromTheOthers(t *testing.T) {
 	}
 	if s.asked.Load() == 0 || len(peers.questions()) == 0 {
 		t.Error("one of the two was not asked")
+	}
+}
+
+// TestRulesDoNotWaitForTheArchive holds that an archive that hangs costs a rule a moment, and the next ones nothing.
+func TestRulesDoNotWaitForTheArchive(t *testing.T) {
+	w := newWorld(everything, false, false)
+	at := (w.start + w.end) / 2
+	_, s, r, _ := shelved(t, at, nil)
+	letGo := make(chan struct{})
+	s.hang.Store(&letGo)
+	rules := r.RulesQueryable()
+	ask := func() (n int, warnings []error, took time.Duration) {
+		began := time.Now()
+		q, err := rules.Querier(w.start, w.end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer q.Close() //nolint:errcheck // It is read-only.
+		set := q.Select(t.Context(), false, nil, labels.MustNewMatcher(labels.MatchEqual, "__name__", "temperature"))
+		for set.Next() {
+			n++
+		}
+		if err := set.Err(); err != nil {
+			t.Fatal(err)
+		}
+		return n, set.Warnings().AsErrors(), time.Since(began)
+	}
+	for i := range 2 {
+		n, warnings, took := ask()
+		if n == 0 || len(warnings) != 1 || !errors.Is(warnings[0], errSlowArchive) {
+			t.Errorf("%d. time: %d series, %v, after %s", i+1, n, warnings, took)
+		}
+	}
+	close(letGo)
+	s.hang.Store(nil)
+	if a := r.get(t, "query", "query", "count(temperature)", "time", stamp(at-60_000)); a.code != 200 || len(a.Warnings) != 0 {
+		t.Errorf("a query of somebody else: %d %v", a.code, a.Warnings)
 	}
 }

@@ -339,6 +339,14 @@ func (q *Query) Engine() promql.QueryEngine { return bounded{q.answers, q.subque
 // Queryable is what people and rules read: the store's data, and other replicas' where the store has a gap.
 func (q *Query) Queryable() storage.Queryable { return q.composed }
 
+// RulesQueryable is the same for rules, which do not wait for the archive for long.
+func (q *Query) RulesQueryable() storage.Queryable {
+	if a, ok := q.composed.(*archived); ok {
+		return a.forRules()
+	}
+	return q.composed
+}
+
 // Notifications is the list shown by /api/v1/notifications: the appliance adds
 // what the operator should see, such as a reload that was refused.
 func (q *Query) Notifications() *notifications.Notifications { return q.notes }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -201,13 +202,17 @@ func (f waitFlags) wait(ctx context.Context, w io.Writer, hash string) error {
 	defer cancel()
 	base, short := strings.TrimSuffix(f.URL, "/"), bucket.ShortHash(hash)
 	said := map[string]string{}
-	var last error
+	var (
+		last    error
+		waiting []string
+	)
 	for {
 		var answer struct {
 			Members []member `json:"members"`
 		}
 		last = getJSON(ctx, base+"/api/tocsin/v1/cluster", &answer)
-		waiting, refused := 0, []string(nil)
+		waiting = nil
+		var refused []string
 		for _, m := range answer.Members {
 			state := "waiting"
 			switch {
@@ -221,14 +226,14 @@ func (f waitFlags) wait(ctx context.Context, w io.Writer, hash string) error {
 				state = "refused: " + reason(ctx, base, m)
 				refused = append(refused, m.Name)
 			default:
-				waiting++
+				waiting = append(waiting, m.Name)
 			}
 			if said[m.Name] != state {
 				said[m.Name] = state
 				fmt.Fprintf(w, "%-24s %s\n", m.Name, state)
 			}
 		}
-		if last == nil && waiting == 0 && len(answer.Members) > 0 {
+		if last == nil && len(waiting) == 0 && len(answer.Members) > 0 {
 			if len(refused) > 0 {
 				return fmt.Errorf("%s is refused by %s; they go on with what they had: correct it and push again, or `tocsin config rollback`", short, strings.Join(refused, ", "))
 			}
@@ -236,7 +241,8 @@ func (f waitFlags) wait(ctx context.Context, w io.Writer, hash string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("%s is in the bucket, but not all replicas have it after %s", short, f.Timeout), last)
+			return errors.Join(fmt.Errorf("%s is in the bucket, but after %s these replicas have not got it: %s", short, f.Timeout,
+				cmp.Or(strings.Join(waiting, ", "), "it is not known which")), last)
 		case <-time.After(500 * time.Millisecond):
 		}
 	}

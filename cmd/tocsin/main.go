@@ -31,6 +31,7 @@ type grammar struct {
 	Check   checkCmd   `cmd:"" help:"Check a configuration file with everything that it names, and print every mistake at once."`
 	Cluster clusterCmd `cmd:"" help:"Prepare a cluster of replicas."`
 	Config  configCmd  `cmd:"" help:"Change the configuration that the replicas have from the bucket."`
+	Bucket  bucketCmd  `cmd:"" help:"Look at the blocks in the bucket."`
 	Version versionCmd `cmd:"" help:"Print the version, and those of the programs that are built in."`
 	Docs    docsCmd    `cmd:"" hidden:"" help:"Print a generated manual: cli or config."`
 }
