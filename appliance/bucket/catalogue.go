@@ -264,11 +264,7 @@ type listed struct {
 
 // Iter implements objstore.BucketReader. It does not fail: an error that f has, its caller has too.
 func (l listed) Iter(_ context.Context, _ string, f func(string) error, _ ...objstore.IterOption) error {
-	for _, name := range l.names {
-		if f(name) != nil {
-			break
-		}
-	}
+	_ = slices.ContainsFunc(l.names, func(name string) bool { return f(name) != nil })
 	return nil
 }
 
