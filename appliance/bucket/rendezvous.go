@@ -201,13 +201,9 @@ func poke(ch chan struct{}) {
 // Run keeps the lease and looks for others until ctx ends; then it takes the lease away.
 func (r *Rendezvous) Run(ctx context.Context) error {
 	for soon := 0; ctx.Err() == nil; {
-		err := r.turn(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		r.report(err)
+		fails := r.report(ctx, r.turn(ctx))
 		pause, alone := rendezvousEvery, r.alone()
-		if alone || err != nil {
+		if alone || fails {
 			pause = min(firstRendezvous<<min(soon, 10), laterRendezvous)
 			soon++
 		} else {
@@ -267,9 +263,12 @@ func (r *Rendezvous) turn(ctx context.Context) error {
 }
 
 // report tells of failures, and of their end.
-func (r *Rendezvous) report(err error) {
+func (r *Rendezvous) report(ctx context.Context, err error) (fails bool) {
 	problem := ""
 	if err != nil {
+		if ctx.Err() != nil {
+			return true // The process stops; that says nothing about the bucket.
+		}
 		problem = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
 	r.mtx.Lock()
@@ -282,6 +281,7 @@ func (r *Rendezvous) report(err error) {
 	case problem == "" && before != "":
 		r.o.Logger.Info("the rendezvous in the bucket works again")
 	}
+	return err != nil
 }
 
 // due tells whether our lease is to be written.

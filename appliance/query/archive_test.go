@@ -229,7 +229,7 @@ func TestRulesDoNotWaitForTheArchive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer q.Close() //nolint:errcheck // It is read-only.
+		defer q.Close()
 		set := q.Select(t.Context(), false, nil, labels.MustNewMatcher(labels.MatchEqual, "__name__", "temperature"))
 		for set.Next() {
 			n++
