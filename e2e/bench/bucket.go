@@ -46,6 +46,7 @@ type bucketOptions struct {
 	readInterval time.Duration
 	readHistory  time.Duration
 	readRounds   int
+	readLatency  time.Duration
 
 	blocks int
 	idle   time.Duration
@@ -64,6 +65,7 @@ func (o *bucketOptions) flags(f *flag.FlagSet) (parts *string) {
 	f.DurationVar(&o.readInterval, "bucket-read-interval", 30*time.Second, "time between their samples")
 	f.DurationVar(&o.readHistory, "bucket-read-history", 7*24*time.Hour, "length of the data and of the queries")
 	f.IntVar(&o.readRounds, "bucket-read-rounds", 5, "how often both sides start with nothing, are asked everything, and then everything again")
+	f.DurationVar(&o.readLatency, "bucket-read-latency", 0, "time by which each answer of the bucket is late to both sides, as one of another machine is")
 	f.IntVar(&o.blocks, "bucket-blocks", 1000, "blocks of bucket's memory")
 	f.DurationVar(&o.idle, "bucket-idle", time.Minute, "time in which the memory is measured")
 	return parts
@@ -90,8 +92,8 @@ func (o *bucketOptions) check(parts string) error {
 		return fmt.Errorf("-bucket-series: %d is not within %d and %d", o.series, minSeries, maxSeries)
 	case o.interval < time.Second || o.window < 5*o.interval || o.windows < 1 || o.limit <= 0:
 		return errors.New("-bucket-interval must be at least 1s, -bucket-window five intervals, -bucket-windows and -bucket-limit positive")
-	case o.readInterval < time.Second || o.readHistory < 12*time.Hour || o.readRounds < 1:
-		return errors.New("-bucket-read-interval must be at least 1s, -bucket-read-history 12h, -bucket-read-rounds 1")
+	case o.readInterval < time.Second || o.readHistory < 12*time.Hour || o.readRounds < 1 || o.readLatency < 0:
+		return errors.New("-bucket-read-interval must be at least 1s, -bucket-read-history 12h, -bucket-read-rounds 1, -bucket-read-latency not negative")
 	case o.blocks < 1 || o.idle < time.Second:
 		return errors.New("-bucket-blocks must be at least 1, -bucket-idle 1s")
 	}
@@ -175,14 +177,15 @@ func s3Config(endpoint, bucket string) string {
 // meter stands before the S3 server and counts what passes.
 type meter struct {
 	address string
+	latency time.Duration // before an answer is passed on
 	server  *http.Server
 	serving sync.WaitGroup
 
 	mutex sync.Mutex
 	puts  []put
-	// requests are all of them by method, read the bytes of answers, written those of requests.
-	requests      map[string]int
-	read, written int64
+	// requests are all of them by method, read the bytes of answers.
+	requests map[string]int
+	read     int64
 }
 
 // put is a request that has written an object.
@@ -191,27 +194,30 @@ type put struct {
 	bytes  int64 // of the object, without what frames and signs it
 }
 
-func newMeter(ctx context.Context, s *s3Server, bucket string) (*meter, error) {
+func newMeter(ctx context.Context, s *s3Server, bucket string, latency time.Duration) (*meter, error) {
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen before the S3 server: %w", err)
 	}
-	m := &meter{address: ln.Addr().String(), requests: map[string]int{}}
+	m := &meter{address: ln.Addr().String(), latency: latency, requests: map[string]int{}}
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(&url.URL{Scheme: "http", Host: s.address})
 			p.Out.Host = p.In.Host // It is signed.
 		},
-		Transport:      &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 100},
-		ModifyResponse: func(resp *http.Response) error { return m.count(resp, bucket) },
+		Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 100},
+		ModifyResponse: func(resp *http.Response) error {
+			m.count(resp, bucket)
+			return sleep(resp.Request.Context(), m.latency)
+		},
 	}
 	m.server = &http.Server{Handler: proxy, ReadHeaderTimeout: time.Minute}
 	m.serving.Go(func() { _ = m.server.Serve(ln) }) // ends with ErrServerClosed, by Close
 	return m, nil
 }
 
-func (m *meter) count(resp *http.Response, bucket string) error {
+func (m *meter) count(resp *http.Response, bucket string) {
 	r := resp.Request
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
@@ -220,14 +226,13 @@ func (m *meter) count(resp *http.Response, bucket string) error {
 		m.read += resp.ContentLength
 	}
 	if r.Method != http.MethodPut {
-		return nil
+		return
 	}
 	p := put{object: strings.TrimPrefix(r.URL.Path, "/"+bucket+"/"), bytes: r.ContentLength}
 	if n, err := parseBytes(r.Header.Get("X-Amz-Decoded-Content-Length")); err == nil {
 		p.bytes = n
 	}
-	m.puts, m.written = append(m.puts, p), m.written+p.bytes
-	return nil
+	m.puts = append(m.puts, p)
 }
 
 func parseBytes(text string) (n int64, err error) {
@@ -247,7 +252,7 @@ func (m *meter) traffic() traffic {
 	return traffic{m.requests[http.MethodGet], m.read}
 }
 
-// written are the requests so far that wrote.
+// taken are the requests so far that wrote.
 func (m *meter) taken() []put {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()

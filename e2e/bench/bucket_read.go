@@ -87,7 +87,7 @@ func (b *bench) bucketRead(ctx context.Context) (err error) {
 	}
 	sides := []*archiveSide{{name: sideTocsin}, {name: sideThanos}}
 	for _, s := range sides {
-		if s.meter, err = newMeter(ctx, s3, "blocks"); err != nil {
+		if s.meter, err = newMeter(ctx, s3, "blocks", o.readLatency); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.meter.Close()) }()
@@ -395,7 +395,8 @@ func (b *bench) profileReading(ctx context.Context, s *archiveSide, a *asked, ro
 func (b *bench) readTable(h history, blocks int, sides []*archiveSide, questions []question, verdicts [][]string) {
 	x, y := sides[0], sides[1]
 	cells := [][]string{{
-		fmt.Sprintf("bucket read: %d series, %s every %s, %d blocks, median of %d, ms", h.series, brief(b.bucket.readHistory), b.bucket.readInterval, blocks, b.bucket.readRounds),
+		fmt.Sprintf("bucket read: %d series, %s every %s, %d blocks, latency %s, median of %d, ms", h.series, brief(b.bucket.readHistory), b.bucket.readInterval, blocks,
+			b.bucket.readLatency, b.bucket.readRounds),
 		"tocsin, first", "thanos, first", "ratio", "tocsin, second", "thanos, second", "ratio", "tocsin, second/first", "answers",
 	}}
 	ms := func(v float64) string { return fmt.Sprintf("%.1f", 1000*v) }

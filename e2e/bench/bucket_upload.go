@@ -174,7 +174,7 @@ func (b *bench) bucketUpload(ctx context.Context) (err error) {
 	sides := map[string]*shipper{ours: {need: 1}, stock: {need: bucketReplicas}}
 	for name, s := range sides {
 		s.root, s.metas = filepath.Join(s3.root, name), map[ulid.ULID]blockMeta{}
-		if s.meter, err = newMeter(ctx, s3, name); err != nil {
+		if s.meter, err = newMeter(ctx, s3, name, 0); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.meter.Close()) }()
