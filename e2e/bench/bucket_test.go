@@ -187,6 +187,36 @@ func TestSmallBlocks(t *testing.T) {
 	}
 }
 
+// TestReadTable holds that the goals are of the queries of raw data alone.
+func TestReadTable(t *testing.T) {
+	questions := archivePanels(time.Now(), 7*24*time.Hour)
+	x, y := &archiveSide{name: sideTocsin}, &archiveSide{name: sideThanos}
+	verdicts := make([][]string, len(questions))
+	for i, q := range questions {
+		first, second := 105*time.Millisecond, 60*time.Millisecond
+		if raw := q.more.Get("max_source_resolution") == "0s"; raw != (i < rawPanels) {
+			t.Errorf("query %d is %v", i, q.more)
+		} else if !raw {
+			first, second = time.Hour, 2*time.Hour
+		}
+		x.first, x.second = append(x.first, []time.Duration{first}), append(x.second, []time.Duration{second})
+		y.first, y.second = append(y.first, []time.Duration{100 * time.Millisecond}), append(y.second, []time.Duration{100 * time.Millisecond})
+		verdicts[i] = []string{"equal"}
+	}
+	var out strings.Builder
+	o, err := parse(nil, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{out: &out, options: o}
+	b.readTable(history{}, 3, []*archiveSide{x, y}, questions, verdicts)
+	for _, want := range []string{" 1.050 |", " 0.600 |", " 0.571 |", "≤ 1.1, met", "≤ 0.5, missed by 14.3 %"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the table lacks %q:\n%s", want, &out)
+		}
+	}
+}
+
 func TestBucketOptions(t *testing.T) {
 	for _, args := range [][]string{
 		{"-bucket=all"}, {"-bucket-targets=0"}, {"-bucket-series=1"}, {"-bucket-window=1s"}, {"-bucket-windows=0"}, {"-bucket-read-history=1h"},
