@@ -109,7 +109,7 @@ check-clean:
 
 .PHONY: bench
 bench: build peers test-deps ## Side by side with stock Prometheus and Alertmanager; prints ratios (BENCHFLAGS=-help).
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin PROMETHEUS=$(CURDIR)/$(BIN)/peers/prometheus go run ./e2e/bench $(BENCHFLAGS)
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin PROMETHEUS=$(CURDIR)/$(BIN)/peers/prometheus THANOS=$(CURDIR)/$(THANOS) VERSITYGW=$(CURDIR)/$(S3) go run ./e2e/bench $(BENCHFLAGS)
 
 .PHONY: pgo
 pgo: build peers test-deps ## Renew the profile that the compiler optimises by.

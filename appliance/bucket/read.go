@@ -104,7 +104,7 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 		thanosstore.NewChunksLimiterFactory(maxReadChunks), thanosstore.NewSeriesLimiterFactory(maxReadSeries),
 		thanosstore.NewBytesLimiterFactory(maxReadBytes), thanosstore.NewGapBasedPartitioner(thanosstore.PartitionerMaxGapSize),
 		metaConcurrency, thanosstore.DefaultPostingOffsetInMemorySampling, false, true, readIdle,
-		thanosstore.WithLogger(b.kit), thanosstore.WithRegistry(prometheus.WrapRegistererWithPrefix("thanos_", b.o.Registerer)),
+		thanosstore.WithLogger(b.kit), thanosstore.WithRegistry(b.o.Registerer),
 		thanosstore.WithIndexCache(cache),
 		thanosstore.WithIndexHeaderLazyDownloadStrategy(indexheader.AlwaysLazyDownloadIndexHeader))
 	if err != nil {
