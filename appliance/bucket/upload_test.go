@@ -1088,6 +1088,20 @@ func TestOldWindowsAreNotUploaded(t *testing.T) {
 	require.False(t, a.bucket.Settled(c.begin, end.Add(testWindow).UnixMilli()+1))
 }
 
+// A replica that starts while the bucket is away keeps what it has.
+func TestNothingIsSettledBeforeTheBucketIsKnown(t *testing.T) {
+	c := newTestCluster(t, "a")
+	a := c.replica("a")
+	a.scrape(1)
+	a.round()
+	end := c.begin + testWindow.Milliseconds()
+	require.True(t, a.bucket.Settled(c.begin, end))
+	a.restart()
+	require.False(t, a.bucket.Settled(c.begin, end))
+	a.load()
+	require.True(t, a.bucket.Settled(c.begin, end))
+}
+
 func TestLocalCompactionWaitsForTheUpload(t *testing.T) {
 	c := newTestCluster(t, "a")
 	a := c.replica("a", func(o *store.Options) { o.MaxBlockDuration = 9 * testWindow })
