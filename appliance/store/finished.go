@@ -23,6 +23,9 @@ const (
 	heldFreeBytes   = 2 * importReserveBytes
 )
 
+// fullPercent is how much of what retention by size allows may be taken by old data that are brought back.
+const fullPercent = 90
+
 // LocalBlock is a block of the TSDB.
 type LocalBlock struct {
 	Meta tsdb.BlockMeta
@@ -83,6 +86,33 @@ func (s *Store) WriteOutOfOrder(ctx context.Context, end int64) error {
 
 // Room refuses with ErrNoSpace when need bytes more would leave less of the disk free than scraping may need.
 func (s *Store) Room(need int64) error { return s.room(need) }
+
+// Spare refuses with ErrNoSpace when blocks that are held would soon have to go for what is written now: data that are elsewhere anyway
+// must not take their room.
+func (s *Store) Spare() error {
+	free, size, err := s.opts.disk(s.opts.Dir)
+	if err != nil {
+		return err
+	}
+	if least := 2 * max(heldFreeBytes, size/100*heldFreePercent); free < least {
+		return fmt.Errorf("%w: %d MiB are free, %d MiB are kept for what is nowhere else", ErrNoSpace, free>>20, least>>20)
+	}
+	return nil
+}
+
+// Full tells whether retention by size leaves no room for older data: what is written of them would be deleted at once.
+func (s *Store) Full() bool {
+	_, most := s.Retention()
+	db := s.local.db.Load()
+	if most <= 0 || db == nil {
+		return false
+	}
+	size := db.Head().Size()
+	for _, b := range db.Blocks() {
+		size += b.Size()
+	}
+	return size >= most/100*fullPercent
+}
 
 // hold is what compaction and retention are kept off.
 type hold struct {
