@@ -100,7 +100,10 @@ func (h *Heal) takeArchived(ctx context.Context, i store.Interval, run *run) (st
 	if err := first.look(); err != nil {
 		return store.Imported{}, fmt.Errorf("read the bucket: %w", err)
 	}
-	o := store.ImportOptions{Kind: store.GapReplica, Yield: h.yield, Progress: func(series, samples int64) {
+	// Queries ask the bucket for what is older than the oldest sample here: no series may come before the others, and an answer
+	// must not change where two windows meet.
+	from, to := h.joined(run.at.Gap, i)
+	o := store.ImportOptions{Kind: store.GapReplica, Block: true, JoinedFrom: from, JoinedTo: to, Yield: h.yield, Progress: func(series, samples int64) {
 		h.metrics.samples.WithLabelValues(string(store.GapReplica)).Add(float64(samples))
 		run.took(series, samples)
 	}}
@@ -127,6 +130,21 @@ func (h *Heal) takeArchived(ctx context.Context, i store.Interval, run *run) (st
 		}
 	}
 	return got, nil
+}
+
+// joined tells of the ends of a part whether what lies beyond came from the archive too.
+func (h *Heal) joined(gap string, i store.Interval) (from, to bool) {
+	for _, g := range h.opts.Ledger.Open() {
+		if g.ID != gap {
+			continue
+		}
+		for _, f := range g.Fills {
+			if f.Replica == fromArchive {
+				from, to = from || f.Contains(i.From), to || f.Contains(i.To)
+			}
+		}
+	}
+	return from, to
 }
 
 // archiveSet are the series of the archive, metric after metric. In that order are the series of which no label comes before the name:

@@ -343,3 +343,26 @@ func TestWhatWasLostIsRecalledFromTheBucket(t *testing.T) {
 		}
 	}
 }
+
+// TestWindowsOfTwoReplicasMeetAsInTheBucket holds that an answer does not change when it comes from here, also where samples of two
+// replicas are closer to each other than those of one.
+func TestWindowsOfTwoReplicasMeetAsInTheBucket(t *testing.T) {
+	t.Parallel()
+	w := calm(time.Now().Add(-2*time.Hour), 400)
+	s := &stock{}
+	origin := newTrial(t, "c", trialOptions{alone: true})
+	s.from = origin.store.Local()
+	length := stockWindow.Milliseconds()
+	first := w.start / length * length
+	for n := range int64(6) {
+		begin := first + n*length
+		s.whole = append(s.whole, store.Interval{From: begin - 1, To: begin + length})
+		for at := begin + n%2*14_000; at < begin+length; at += 15_000 {
+			origin.write(at, point{labels: labels.FromStrings("__name__", "requests_total"), v: float64(at)})
+		}
+	}
+	a := newTrial(t, "a", trialOptions{alone: true, archive: s, window: stockWindow})
+	a.begin()
+	a.whole()
+	require.Equal(t, origin.samples(anything()), a.samples(anything()))
+}
