@@ -657,11 +657,10 @@ func TestASplitBrainCountsNothingTwice(t *testing.T) {
 		r.scrapeNothing(n)
 		r.inject(func(bkt objstore.Bucket) objstore.Bucket {
 			return &flaky{Bucket: bkt, before: func(op, name string) (bool, error) {
-				id, err := ulid.Parse(strings.SplitN(name, "/", 2)[0])
-				if err != nil || op != "upload" || !strings.HasSuffix(name, block.MetaFilename) {
+				if op != "upload" || !strings.HasSuffix(name, block.MetaFilename) {
 					return false, nil
 				}
-				begin, _, _ := nameWindow(id, testWindow)
+				begin, _, _ := nameWindow(ulid.MustParse(strings.SplitN(name, "/", 2)[0]), testWindow)
 				mtx.Lock()
 				both, second := waits[begin]
 				if second {

@@ -134,7 +134,7 @@ func newTrial(t *testing.T, name string, o trialOptions) *trial {
 	ho.Mesh = x.mesh
 	x.Heal, err = New(ho)
 	require.NoError(t, err)
-	<-meshed
+	require.NoError(t, <-meshed)
 	go func() { meshed <- x.mesh.Run(ctx) }()
 	require.NoError(t, x.mesh.WaitReady(t.Context()))
 	return x
