@@ -204,11 +204,15 @@ func TestAWipedClusterRebuildsFromTheBucket(t *testing.T) {
 	<-time.After(500 * time.Millisecond)
 	a.rest()
 	a.work()
+	// One may be faster, and give to the other.
+	fromBucket := false
 	for _, x := range all {
 		x.whole()
 		require.Equal(t, origin.samples(anything()), x.samples(anything()), x.name)
-		require.True(t, x.sources()[fromArchive], x.name)
+		require.NotEmpty(t, x.sources(), x.name)
+		fromBucket = fromBucket || x.sources()[fromArchive]
 	}
+	require.True(t, fromBucket)
 }
 
 // TestReplicasComeBeforeTheBucket holds that the bucket is not asked for what another replica has.
