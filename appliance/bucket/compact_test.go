@@ -33,6 +33,7 @@ import (
 	"github.com/thanos-io/objstore/providers/filesystem"
 	"github.com/thanos-io/thanos/pkg/block"
 	"github.com/thanos-io/thanos/pkg/block/metadata"
+	"github.com/thanos-io/thanos/pkg/compact"
 	"github.com/thanos-io/thanos/pkg/compact/downsample"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
@@ -1022,4 +1023,90 @@ func TestCutOffUploadsAreRemoved(t *testing.T) {
 	if !w.has(garbled, block.IndexFilename) {
 		t.Error("a block with a garbled meta.json was removed")
 	}
+}
+
+// A compactor is killed while it uploads what it has made.
+func TestCutOffUploadOfACompactedBlock(t *testing.T) {
+	w := newCompactBench(t)
+	base := compactBase()
+	var want []compactSample
+	for i := range int64(5) {
+		start := base + i*compactWindow.Milliseconds()
+		samples := windowSamples(start, 0)
+		want = append(want, samples...)
+		w.window(start, "a", true, samples)
+	}
+	killed := w.replica("a", config.BucketRetention{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var cut ulid.ULID
+	killed.client.current.Store(&opened{redact: func(s string) string { return s }, Bucket: &flaky{
+		Bucket: killed.client.bkt(), before: func(op, name string) (bool, error) {
+			if op != "upload" || !strings.HasSuffix(name, "/"+block.IndexFilename) {
+				return false, ctx.Err()
+			}
+			cut = ulid.MustParse(strings.SplitN(name, "/", 2)[0])
+			cancel()
+			return true, context.Canceled
+		},
+	}})
+	if _, err := killed.compactor.round(ctx); err == nil {
+		t.Fatal("it was not killed")
+	}
+	if !w.has(cut, block.IndexFilename) || !w.has(cut, "chunks/000001") || w.has(cut, block.MetaFilename) {
+		t.Fatal("there is no half of a block")
+	}
+
+	// Nobody reads it, nor takes it for anything.
+	b := w.replica("a", config.BucketRetention{})
+	answers := func() {
+		t.Helper()
+		v, err := b.catalogue.look(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.reader.sync(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := v.blocks[cut]; ok || len(v.covered) != 5 {
+			t.Errorf("half of a block counts: %d windows are covered", len(v.covered))
+		}
+		got, warnings := found(t, b.At(0), base, base+5*compactWindow.Milliseconds())
+		if len(got) != compactSeries || len(warnings) > 0 {
+			t.Errorf("%d series, warnings %v", len(got), warnings)
+		}
+		for name, samples := range got {
+			if len(samples) != len(want) {
+				t.Errorf("series %s: %d samples, want %d", name, len(samples), len(want))
+			}
+		}
+	}
+	answers()
+	round(t, b)
+	live := w.live()
+	if got := ranges(base, live); got != "0-4 4-5" {
+		t.Fatalf("the blocks are %s", got)
+	}
+	w.check(want, live...)
+	answers()
+	if !w.has(cut, block.IndexFilename) {
+		t.Error("an upload that may go on was removed")
+	}
+
+	// Its name does not say when it was written to; the objects do.
+	err := filepath.WalkDir(filepath.Join(w.dir, cut.String()), func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		at := time.Now().Add(-compact.PartialUploadThresholdAge - time.Minute)
+		return os.Chtimes(path, at, at)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	round(t, b)
+	if w.has(cut, block.IndexFilename) || w.has(cut, "chunks/000001") {
+		t.Error("what a cut-off upload left is still there")
+	}
+	answers()
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +26,7 @@ import (
 	storecache "github.com/thanos-io/thanos/pkg/store/cache"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
+	"github.com/tocsin-io/tocsin/appliance/store"
 )
 
 const (
@@ -196,9 +199,8 @@ func (b *Bucket) At(resolution time.Duration) storage.Queryable {
 // errNotLoaded says that the bucket was not asked yet, or did not answer since the start.
 var errNotLoaded = errors.New("the blocks of the bucket are not listed yet")
 
-// Until is up to when, in Unix milliseconds, data can be read from the bucket: the end of the last window that is there whole, 0 where
-// there is none. After a start it waits for a moment until that is known.
-func (b *Bucket) Until() (int64, error) {
+// known is what can be read from the bucket. After a start it waits for a moment until that is known.
+func (b *Bucket) known() (*view, error) {
 	if b.reader.loaded.Load() == nil {
 		select {
 		case <-b.reader.ready:
@@ -208,9 +210,39 @@ func (b *Bucket) Until() (int64, error) {
 	v := b.reader.loaded.Load()
 	if v == nil {
 		if err := b.catalogue.problem(); err != nil {
-			return 0, fmt.Errorf("%w: %s", errNotLoaded, b.o.Config.Bucket.Redact(err.Error()))
+			return nil, fmt.Errorf("%w: %s", errNotLoaded, b.o.Config.Bucket.Redact(err.Error()))
 		}
-		return 0, errNotLoaded
+		return nil, errNotLoaded
+	}
+	return v, nil
+}
+
+// Windows are those that can be read from the bucket and that reach into an interval, oldest first: of which the uploader had
+// everything, and the others. What it does not keep any more is none.
+func (b *Bucket) Windows(in store.Interval) (whole, others []store.Interval, err error) {
+	v, err := b.known()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, begin := range slices.Sorted(maps.Keys(v.covered)) {
+		i := store.Interval{From: begin - 1, To: begin + b.o.Window.Milliseconds()}
+		switch {
+		case i.Intersect(in).Empty() || b.uploader.needless(begin):
+		case v.covered[begin]:
+			whole = append(whole, i)
+		default:
+			others = append(others, i)
+		}
+	}
+	return whole, others, nil
+}
+
+// Until is up to when, in Unix milliseconds, data can be read from the bucket: the end of the last window that is there whole, 0 where
+// there is none. After a start it waits for a moment until that is known.
+func (b *Bucket) Until() (int64, error) {
+	v, err := b.known()
+	if err != nil {
+		return 0, err
 	}
 	end, shared, latest := int64(0), b.shared(), time.Now().Add(fromTheFuture).UnixMilli()
 	for id, m := range v.blocks {

@@ -129,22 +129,6 @@ func (r *replica) load() {
 	require.NoError(r.t, r.bucket.reader.load(context.Background(), v))
 }
 
-// TestOneOfTwoUploadsIsRead has a window in the bucket twice.
-func TestOneOfTwoUploadsIsRead(t *testing.T) {
-	c, r, end := inBucket(t, 2)
-	id := c.readable()[0]
-	begin, _, _ := nameWindow(mustParse(t, id), testWindow)
-	again, err := windowName(time.Now(), begin, true)
-	require.NoError(t, err)
-	require.NoError(t, os.CopyFS(filepath.Join(c.dir, again.String()), os.DirFS(filepath.Join(c.dir, id))))
-	editMeta(t, filepath.Join(c.dir, again.String()), again)
-	r.load()
-	want, _ := found(t, r.store.Local(), c.begin, end-1)
-	got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
-	require.Empty(t, warnings)
-	require.Equal(t, want, got)
-}
-
 // TestGarbageInTheBucket holds that what is broken costs its own time alone, and is said.
 func TestGarbageInTheBucket(t *testing.T) {
 	c, r, end := inBucket(t, 3)

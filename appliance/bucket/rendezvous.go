@@ -262,7 +262,7 @@ func (r *Rendezvous) turn(ctx context.Context) error {
 	return errors.Join(lookErr, writeErr)
 }
 
-// report tells of failures, and of their end.
+// report tells of failures, and of their end, and says whether this is one.
 func (r *Rendezvous) report(ctx context.Context, err error) (fails bool) {
 	problem := ""
 	if err != nil {

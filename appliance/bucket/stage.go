@@ -175,6 +175,34 @@ func (u *uploader) describe(ctx context.Context, dir string, id ulid.ULID) (*met
 	return meta, nil
 }
 
+// rename gives a staged block the name that it would have if it were staged now. What is in the bucket by the old name goes
+// first, unless it is there as a block: as long as that fails, the name is known here. The block itself is kept: it may have what the TSDB had to give up.
+func (u *uploader) rename(ctx context.Context, s *staged, there bool) (*staged, error) {
+	if s.tried && !there {
+		if err := u.withdraw(ctx, s.id); err != nil {
+			return nil, err
+		}
+	}
+	id, err := windowName(u.now(), s.begin, s.whole)
+	if err != nil {
+		return nil, err
+	}
+	fresh := &staged{id: id, dir: filepath.Join(u.dir, id.String()), begin: s.begin, whole: s.whole}
+	// A kill in between leaves a folder with the meta.json of another: it is staged anew.
+	if fresh.meta, err = u.describe(ctx, s.dir, id); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(s.dir, fresh.dir); err != nil {
+		return nil, fmt.Errorf("rename a staged block: %w", err)
+	}
+	if err := syncDir(u.dir); err != nil {
+		return nil, fmt.Errorf("rename a staged block: %w", err)
+	}
+	u.b.logger.Info("a staged block is uploaded by a fresh name: what was uploaded by the old one is so old that it may be removed at any time",
+		"block", fresh.id, "was", s.id)
+	return fresh, nil
+}
+
 // leftovers are the blocks that an earlier process staged. What it did not finish is removed.
 func (u *uploader) leftovers() ([]*staged, error) {
 	entries, err := os.ReadDir(u.dir)

@@ -43,6 +43,9 @@ const (
 	uploadSayEvery = 10 * time.Second
 	// A failure is tried again after uploadRetry, twice as long each time, up to uploadRetryMax.
 	uploadRetry, uploadRetryMax = time.Second, 5 * time.Minute
+	// What lies in the bucket without a meta.json is taken for cut off when its name is as old as marks for deletion get: no upload
+	// begins under a name older than a part of that, nor goes on beyond a larger one. In between it has time, and clocks may differ.
+	uploadBegins, uploadEnds = 0.5, 0.75
 	// uploadFresh is how old a look at the bucket may be that an upload relies on, shorter where windows are.
 	uploadFresh = 10 * time.Second
 	// maxMetaBytes bounds what is read of a meta.json, maxMetaFiles how many files it may list.
@@ -51,6 +54,9 @@ const (
 
 // errStalled says that an upload did not move.
 var errStalled = fmt.Errorf("no byte was taken for %s", uploadStall)
+
+// errOld says that an upload took so long that what is there of it may be removed at any time.
+var errOld = errors.New("it took too long: cut-off uploads of that age are removed from buckets")
 
 // uploadState is how far a window is.
 type uploadState string
@@ -494,6 +500,12 @@ func (u *uploader) process(ctx context.Context, w *window) error {
 				return fmt.Errorf("the block of the window in the bucket is broken, and the local data are, too: %w", err)
 			}
 		}
+		if u.left(s.id, uploadBegins) <= 0 {
+			if s, err = u.rename(ctx, s, there); err != nil {
+				return err
+			}
+			w.staged = s
+		}
 		if err := u.upload(ctx, w, s); err != nil {
 			return err
 		}
@@ -512,6 +524,11 @@ func (u *uploader) process(ctx context.Context, w *window) error {
 	}
 	w.failures, w.retry = 0, time.Time{}
 	return nil
+}
+
+// left is how long it takes until a name is as old as that part of the age at which what has no meta.json is removed.
+func (u *uploader) left(id ulid.ULID, part float64) time.Duration {
+	return time.Duration(part*float64(u.b.compactor.deleteDelay)) - u.now().Sub(ulid.Time(id.Time()))
 }
 
 // local stages the window.
@@ -549,6 +566,8 @@ func (u *uploader) upload(ctx context.Context, w *window, s *staged) error {
 	defer cancel(nil)
 	stalled := time.AfterFunc(u.stall, func() { cancel(errStalled) })
 	defer stalled.Stop()
+	old := time.AfterFunc(u.left(s.id, uploadEnds), func() { cancel(errOld) })
+	defer old.Stop()
 	ended := make(chan struct{})
 	var told sync.WaitGroup
 	told.Go(func() {
@@ -574,7 +593,7 @@ func (u *uploader) upload(ctx context.Context, w *window, s *staged) error {
 	close(ended)
 	told.Wait()
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
+		if cause := context.Cause(ctx); errors.Is(cause, errStalled) || errors.Is(cause, errOld) {
 			err = cause
 		}
 		return fmt.Errorf("upload block %s: %w", s.id, err)
@@ -619,15 +638,23 @@ func (u *uploader) drop(ctx context.Context, s *staged) error {
 			return err
 		}
 		if !there {
-			if err := block.Delete(ctx, u.b.kit, u.b.bkt, s.id); err != nil {
-				return fmt.Errorf("remove what was uploaded of block %s: %w", s.id, err)
+			if err := u.withdraw(ctx, s.id); err != nil {
+				return err
 			}
-			u.b.logger.Info("removed what was uploaded of a block that is not needed any more", "block", s.id)
 		}
 	}
 	if err := os.RemoveAll(s.dir); err != nil {
 		return fmt.Errorf("remove a staged block: %w", err)
 	}
+	return nil
+}
+
+// withdraw removes from the bucket what is there of a block that is none yet.
+func (u *uploader) withdraw(ctx context.Context, id ulid.ULID) error {
+	if err := block.Delete(ctx, u.b.kit, u.b.bkt, id); err != nil {
+		return fmt.Errorf("remove what was uploaded of block %s: %w", id, err)
+	}
+	u.b.logger.Info("removed what was uploaded of a block that is not needed any more", "block", id)
 	return nil
 }
 

@@ -551,6 +551,204 @@ func TestAKillLeavesNothingBehind(t *testing.T) {
 	}
 }
 
+// What lies in the bucket is as old as compactors wait before they delete it, and one does while the upload is completed.
+func TestAnOldNameIsNotUsedAgain(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	all := inOrder(c.begin, c.replica("a"), c.replica("b"))
+	a, b := all[0], all[1]
+	a.scrape(1)
+	b.scrape(1)
+	require.True(t, a.killedAt(1), "in the middle of the index")
+	require.Len(t, c.orphans(), 1)
+	old := a.age(c.orphans()[0], b.bucket.compactor.deleteDelay+time.Minute)
+	a.restart()
+	cleaned := false
+	a.inject(func(bkt objstore.Bucket) objstore.Bucket {
+		return &flaky{Bucket: bkt, before: func(op, name string) (bool, error) {
+			if op == "upload" && strings.HasSuffix(name, block.MetaFilename) {
+				cleaned = true
+				if err := b.bucket.compactor.syncer.SyncMetas(t.Context()); err != nil {
+					return false, err
+				}
+				b.bucket.compactor.cleanPartial(t.Context(), nil)
+			}
+			return false, nil
+		}}
+	})
+	a.round()
+	require.True(t, cleaned)
+	c.hasAll(1)
+	require.NotEqual(t, old, c.blocks()[0].meta.ULID.String())
+	a.noneStaged()
+	// All that its meta.json promises is there.
+	b.round()
+	require.Zero(t, b.count("broken"))
+}
+
+// age makes a block that is staged, and what there is of it in the bucket, older by its name.
+func (r *replica) age(name string, by time.Duration) string {
+	t := r.t
+	t.Helper()
+	id := mustParse(t, name)
+	require.NoError(t, id.SetTime(ulid.Timestamp(ulid.Time(id.Time()).Add(-by))))
+	dir := filepath.Join(r.bucket.uploader.dir, name)
+	meta, err := metadata.ReadFromDir(dir)
+	require.NoError(t, err)
+	meta.ULID, meta.Compaction.Sources = id, []ulid.ULID{id}
+	require.NoError(t, meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, dir))
+	require.NoError(t, os.Rename(dir, filepath.Join(filepath.Dir(dir), id.String())))
+	require.NoError(t, os.Rename(filepath.Join(r.cluster.dir, name), filepath.Join(r.cluster.dir, id.String())))
+	return id.String()
+}
+
+// The bucket takes nothing for a long time, and the process lives on.
+func TestANameGetsOld(t *testing.T) {
+	for _, test := range []struct {
+		part float64
+		same bool
+	}{{uploadBegins - 0.01, true}, {uploadBegins, false}} {
+		c := newTestCluster(t, "a")
+		a := c.replica("a")
+		a.scrape(1)
+		fail := true
+		a.inject(func(b objstore.Bucket) objstore.Bucket {
+			return &flaky{Bucket: b, before: func(op, name string) (bool, error) {
+				if fail && op == "upload" && strings.HasSuffix(name, block.IndexFilename) {
+					return true, errors.New("503")
+				}
+				return false, nil
+			}}
+		})
+		a.round()
+		old := c.orphans()
+		require.Len(t, old, 1)
+		fail = false
+		c.clock.advance(time.Duration(test.part * float64(a.bucket.compactor.deleteDelay)))
+		a.round()
+		c.hasAll(1)
+		require.Equal(t, test.same, old[0] == c.blocks()[0].meta.ULID.String())
+		a.noneStaged()
+	}
+}
+
+// An upload that goes on for so long that what is there of it may be deleted ends before that.
+func TestAnUploadThatTakesTooLongIsCutOff(t *testing.T) {
+	c := newTestCluster(t, "a")
+	a := c.replica("a")
+	a.scrape(1)
+	a.bucket.compactor.deleteDelay = time.Second
+	a.inject(func(b objstore.Bucket) objstore.Bucket { return hanging{b} })
+	a.round()
+	require.Contains(t, a.bucket.uploader.status().Windows[0].Problem, errOld.Error())
+	require.Empty(t, c.readable())
+}
+
+// Neither of two replicas sees the other one, and both upload all windows at the same time.
+func TestASplitBrainCountsNothingTwice(t *testing.T) {
+	const n = 10 // Somewhere among them is a block of the next level.
+	c := newTestCluster(t, "a")
+	other := *c
+	other.names, other.clock = []string{"b"}, &clock{}
+	// The names of b come first, its samples last.
+	c.clock.advance(time.Minute)
+	a, b := c.replica("a"), (&other).replica("b")
+	for _, at := range c.samples(n) {
+		a.append(at)
+		b.append(at + 2345)
+	}
+	var (
+		mtx   sync.Mutex
+		waits = map[int64]chan struct{}{}
+		sent  sync.WaitGroup
+	)
+	for _, r := range []*replica{a, b} {
+		r.scrapeNothing(n)
+		r.inject(func(bkt objstore.Bucket) objstore.Bucket {
+			return &flaky{Bucket: bkt, before: func(op, name string) (bool, error) {
+				if op != "upload" || !strings.HasSuffix(name, block.MetaFilename) {
+					return false, nil
+				}
+				begin, _, _ := nameWindow(ulid.MustParse(strings.SplitN(name, "/", 2)[0]), testWindow)
+				mtx.Lock()
+				both, second := waits[begin]
+				if second {
+					close(both)
+				} else {
+					both = make(chan struct{})
+					waits[begin] = both
+				}
+				mtx.Unlock()
+				<-both
+				return false, nil
+			}}
+		})
+		sent.Go(func() {
+			if err := r.bucket.uploader.round(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	sent.Wait()
+	require.Len(t, c.readable(), 2*n)
+
+	// Each window is that of the first of its blocks, and nothing of the other, for both.
+	end := c.begin + n*testWindow.Milliseconds()
+	answer := func(r *replica) map[string]map[int64]float64 {
+		r.load()
+		got, warnings := found(t, r.bucket.At(0), c.begin, end-1)
+		require.Empty(t, warnings)
+		require.Len(t, got, testSeries)
+		for name, samples := range got {
+			require.Len(t, samples, n*int(testWindow/testEvery), name)
+			for at := range samples {
+				require.EqualValues(t, 2345, at%testEvery.Milliseconds(), name)
+			}
+		}
+		return got
+	}
+	want := answer(a)
+	require.Equal(t, want, answer(b))
+
+	// Fresh blocks are left alone for a while.
+	for _, id := range c.readable() {
+		meta, err := metadata.ReadFromDir(filepath.Join(c.dir, id))
+		require.NoError(t, err)
+		meta.Thanos.UploadTime = meta.Thanos.UploadTime.Add(-time.Hour)
+		require.NoError(t, meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, filepath.Join(c.dir, id)))
+	}
+	for _, r := range []*replica{a, b} {
+		require.NoError(t, os.RemoveAll(filepath.Join(r.dir, "bucket", "meta")))
+		r.restart()
+	}
+	for _, r := range []*replica{a, b, a} {
+		round(t, r.bucket)
+	}
+	times, compacted := map[int64]int{}, map[int64]bool{}
+	for _, id := range c.readable() {
+		if _, err := os.Stat(filepath.Join(c.dir, id, metadata.DeletionMarkFilename)); err == nil {
+			continue
+		}
+		meta, err := metadata.ReadFromDir(filepath.Join(c.dir, id))
+		require.NoError(t, err)
+		for begin := floor(meta.MinTime, testWindow.Milliseconds()); begin < meta.MaxTime; begin += testWindow.Milliseconds() {
+			times[begin]++
+			compacted[begin] = compacted[begin] || meta.Compaction.Level > 1
+		}
+	}
+	require.Len(t, times, n)
+	some := 0
+	for begin, count := range times {
+		if compacted[begin] {
+			some++
+			require.Equal(t, 1, count, "the window is there more than once after compaction")
+		}
+	}
+	require.GreaterOrEqual(t, some, 4)
+	for _, r := range []*replica{a, b} {
+		require.Equal(t, want, answer(r))
+	}
+}
+
 func (r *replica) noneStaged() {
 	r.t.Helper()
 	entries, err := os.ReadDir(r.bucket.uploader.dir)
@@ -895,6 +1093,20 @@ func TestOldWindowsAreNotUploaded(t *testing.T) {
 	require.True(t, a.bucket.Settled(c.begin, end.UnixMilli()))
 	require.True(t, a.bucket.Settled(c.begin, end.Add(testWindow).UnixMilli()))
 	require.False(t, a.bucket.Settled(c.begin, end.Add(testWindow).UnixMilli()+1))
+}
+
+// A replica that starts while the bucket is away keeps what it has.
+func TestNothingIsSettledBeforeTheBucketIsKnown(t *testing.T) {
+	c := newTestCluster(t, "a")
+	a := c.replica("a")
+	a.scrape(1)
+	a.round()
+	end := c.begin + testWindow.Milliseconds()
+	require.True(t, a.bucket.Settled(c.begin, end))
+	a.restart()
+	require.False(t, a.bucket.Settled(c.begin, end))
+	a.load()
+	require.True(t, a.bucket.Settled(c.begin, end))
 }
 
 func TestLocalCompactionWaitsForTheUpload(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"syscall"
@@ -15,9 +16,15 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 )
 
-// heldFreePercent is how much of the disk stays free at the cost of blocks that are held. It is more than what imports leave
-// free: old data go before healing stops.
-const heldFreePercent = 5
+// heldFreePercent is how much of the disk stays free at the cost of blocks that are held, at least heldFreeBytes. It is more than
+// what imports leave free: old data go before healing stops.
+const (
+	heldFreePercent = 5
+	heldFreeBytes   = 2 * importReserveBytes
+)
+
+// fullPercent is how much of what retention by size allows may be taken by old data that are brought back.
+const fullPercent = 90
 
 // LocalBlock is a block of the TSDB.
 type LocalBlock struct {
@@ -80,6 +87,33 @@ func (s *Store) WriteOutOfOrder(ctx context.Context, end int64) error {
 // Room refuses with ErrNoSpace when need bytes more would leave less of the disk free than scraping may need.
 func (s *Store) Room(need int64) error { return s.room(need) }
 
+// Spare refuses with ErrNoSpace when blocks that are held would soon have to go for what is written now: data that are elsewhere anyway
+// must not take their room.
+func (s *Store) Spare() error {
+	free, size, err := s.opts.disk(s.opts.Dir)
+	if err != nil {
+		return err
+	}
+	if least := 2 * max(heldFreeBytes, size/100*heldFreePercent); free < least {
+		return fmt.Errorf("%w: %d MiB are free, %d MiB are kept for what is nowhere else", ErrNoSpace, free>>20, least>>20)
+	}
+	return nil
+}
+
+// Full tells whether retention by size leaves no room for older data: what is written of them would be deleted at once.
+func (s *Store) Full() bool {
+	_, most := s.Retention()
+	db := s.local.db.Load()
+	if most <= 0 || db == nil {
+		return false
+	}
+	size := db.Head().Size()
+	for _, b := range db.Blocks() {
+		size += b.Size()
+	}
+	return size >= most/100*fullPercent
+}
+
 // hold is what compaction and retention are kept off.
 type hold struct {
 	covered func(mint, maxt int64) bool
@@ -133,7 +167,20 @@ func (s *Store) blocksToDelete(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
 		}
 	}
 	if len(held) > 0 {
-		for _, b := range s.giveUp(held) {
+		// What was compacted goes now, and so does what is in the bucket.
+		gone := maps.Clone(deletable)
+		for _, b := range blocks {
+			for _, parent := range b.Meta().Compaction.Parents {
+				gone[parent.ULID] = struct{}{}
+			}
+		}
+		var freed int64
+		for _, b := range blocks {
+			if _, ok := gone[b.Meta().ULID]; ok {
+				freed += b.Size()
+			}
+		}
+		for _, b := range s.giveUp(held, freed) {
 			deletable[b.Meta().ULID] = struct{}{}
 			held = held[1:]
 		}
@@ -142,8 +189,9 @@ func (s *Store) blocksToDelete(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
 	return deletable
 }
 
-// giveUp are those of the blocks, oldest first, that have to go to get the disk out of need. It sorts them that way.
-func (s *Store) giveUp(held []*tsdb.Block) []*tsdb.Block {
+// giveUp are those of the blocks, oldest first, that have to go to get the disk out of need once others of so many bytes are
+// gone. It sorts them that way.
+func (s *Store) giveUp(held []*tsdb.Block, freed int64) []*tsdb.Block {
 	slices.SortFunc(held, func(a, b *tsdb.Block) int {
 		return cmp.Compare(a.Meta().MaxTime, b.Meta().MaxTime)
 	})
@@ -152,7 +200,7 @@ func (s *Store) giveUp(held []*tsdb.Block) []*tsdb.Block {
 		s.logger.Warn("cannot tell whether the disk is nearly full; blocks that are not in the bucket are kept", "err", err)
 		return nil
 	}
-	need := size/100*heldFreePercent - free
+	need := max(heldFreeBytes, size/100*heldFreePercent) - free - freed
 	n := 0
 	for ; n < len(held) && need > 0; n++ {
 		need -= held[n].Size()

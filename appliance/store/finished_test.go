@@ -179,6 +179,106 @@ func TestRetentionDoesNotDeleteWhatIsHeld(t *testing.T) {
 	}
 }
 
+func TestRetentionBySizeDoesNotDeleteWhatIsHeld(t *testing.T) {
+	var upTo atomic.Int64
+	upTo.Store(math.MinInt64)
+	o := openHeld(t, func(_, maxt int64) bool { return maxt <= upTo.Load() }, func(opts *Options) {
+		opts.Config = configured(func(c *promconfig.Config) {
+			c.StorageConfig.TSDBConfig = &promconfig.TSDBConfig{
+				OutOfOrderTimeWindow: 2 * hour,                                  // compact needs it.
+				Retention:            &promconfig.TSDBRetentionConfig{Size: 10}, // Not even the head's log.
+			}
+		})
+	})
+	if byTime, bySize := o.Retention(); byTime != 0 || bySize != 10 {
+		t.Fatalf("the retention is %s and %d bytes", byTime, bySize)
+	}
+	begin := o.windows(6)
+	o.compact()
+	if n := o.count(anyBlock); n != 6 {
+		t.Fatalf("%d blocks are left of 6 that are held", n)
+	}
+	if n := gauge(t, o.reg, "tocsin_storage_held_blocks"); n != 6 {
+		t.Errorf("%v blocks are said to be held, want 6", n)
+	}
+	upTo.Store(begin + 2*2*hour)
+	o.eventually("what was let go is deleted", func() bool { return o.count(anyBlock) == 4 })
+	if n := o.count(func(m tsdb.BlockMeta) bool { return m.MaxTime <= upTo.Load() }); n != 0 {
+		t.Error("it was not the oldest")
+	}
+	if n := gauge(t, o.reg, "tocsin_storage_deleted_unuploaded_blocks_total"); n != 0 {
+		t.Errorf("%v blocks are said to be deleted before they were uploaded", n)
+	}
+}
+
+// What came out of order, and what was healed, is as safe as what the head wrote.
+func TestRetentionDoesNotDeleteWhatCameLate(t *testing.T) {
+	var upTo atomic.Int64
+	upTo.Store(math.MinInt64)
+	o := openHeld(t, func(_, maxt int64) bool { return maxt <= upTo.Load() }, func(opts *Options) {
+		opts.Config = configured(func(c *promconfig.Config) {
+			c.StorageConfig.TSDBConfig = &promconfig.TSDBConfig{
+				OutOfOrderTimeWindow: 100 * hour,
+				Retention:            &promconfig.TSDBRetentionConfig{Time: model.Duration(4 * time.Hour)},
+			}
+		})
+	})
+	begin := o.windows(6)
+	o.append(1, begin+5*minute)
+	o.compact()
+	in := Interval{begin + 10*minute, begin + 90*minute}
+	o.imp(in, theirs(t, in, map[string][]smp{"healed": floats(in.From+minute, in.To-minute, minute)}))
+	o.compact()
+	late := func(m tsdb.BlockMeta) bool { return m.Compaction.FromOutOfOrder() }
+	if all, n := o.count(anyBlock), o.count(late); all != 8 || n != 2 {
+		t.Fatalf("%d blocks are left of 8 that are held, %d of 2 that came late", all, n)
+	}
+	upTo.Store(begin + 2*hour)
+	o.eventually("the first window goes, whatever came late of it too", func() bool {
+		return o.count(func(m tsdb.BlockMeta) bool { return m.MinTime < upTo.Load() }) == 0
+	})
+	if n := o.count(anyBlock); n != 5 {
+		t.Errorf("%d blocks are left, want 5", n)
+	}
+}
+
+// A disk that is nearly full gets room from what is in the bucket, as long as that is enough.
+func TestWhatIsInTheBucketGoesFirst(t *testing.T) {
+	const size = 1 << 40
+	var (
+		state        atomic.Int64 // 1: part of it is in the bucket, and the disk is nearly full; 2: there is room again.
+		asked, begun atomic.Int64
+	)
+	o := openHeld(t, func(mint, _ int64) bool { return state.Load() > 0 && mint < begun.Load()+2*2*hour }, func(opts *Options) {
+		opts.Config = configured(func(c *promconfig.Config) {
+			c.StorageConfig.TSDBConfig = &promconfig.TSDBConfig{
+				OutOfOrderTimeWindow: 2 * hour,
+				Retention:            &promconfig.TSDBRetentionConfig{Time: model.Duration(4 * time.Hour)},
+			}
+		})
+		opts.disk = func(string) (int64, int64, error) {
+			if state.CompareAndSwap(1, 2) {
+				asked.Add(1)
+				return size/100*heldFreePercent - 1, size, nil
+			}
+			return size / 2, size, nil
+		}
+	})
+	begun.Store(o.windows(6))
+	o.compact()
+	if n := o.count(anyBlock); n != 6 {
+		t.Fatalf("%d blocks are left of 6 that are held", n)
+	}
+	state.Store(1)
+	o.eventually("what is in the bucket goes", func() bool { return asked.Load() == 1 && o.count(anyBlock) <= 4 })
+	if n := o.count(anyBlock); n != 4 {
+		t.Errorf("%d blocks are left, want 4", n)
+	}
+	if n := gauge(t, o.reg, "tocsin_storage_deleted_unuploaded_blocks_total"); n != 0 {
+		t.Errorf("%v blocks were given up without need", n)
+	}
+}
+
 // Without a bucket nothing is held.
 func TestRetentionWithoutHold(t *testing.T) {
 	o := open(t, t.TempDir(), func(opts *Options) {
