@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -18,7 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/thanos/pkg/block"
-	"github.com/thanos-io/thanos/pkg/block/metadata"
 )
 
 // found is what a queryable has within [mint, maxt], by series and time.
@@ -170,16 +168,6 @@ func mustParse(t *testing.T, name string) ulid.ULID {
 	id, err := ulid.Parse(name)
 	require.NoError(t, err)
 	return id
-}
-
-// editMeta gives a copied block its own name.
-func editMeta(t *testing.T, dir string, id ulid.ULID) {
-	t.Helper()
-	meta, err := metadata.ReadFromDir(dir)
-	require.NoError(t, err)
-	meta.ULID, meta.Compaction.Sources = id, []ulid.ULID{id}
-	meta.Thanos.Labels["replica"] = "copy"
-	require.NoError(t, meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, dir))
 }
 
 // silent is a bucket that answers nothing while it is down.
