@@ -19,6 +19,7 @@ LISTEN  ?= 127.0.0.1:9090
 PKGS    := ./appliance/... ./cmd/... ./web/...
 LINT    := $(BIN)/golangci-lint
 THANOS  := $(BIN)/peers/thanos
+S3      := $(BIN)/peers/versitygw
 
 .DEFAULT_GOAL := help
 
@@ -45,17 +46,17 @@ test: test-deps ## Install what the tests need, and run everything with the race
 	$(MAKE) e2e
 
 .PHONY: e2e
-e2e: build $(THANOS) ## End to end: the real binary against real neighbours.
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin THANOS=$(CURDIR)/$(THANOS) go test -count=1 -timeout 25m -parallel 4 ./e2e/...
+e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbours.
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin THANOS=$(CURDIR)/$(THANOS) VERSITYGW=$(CURDIR)/$(S3) go test -count=1 -timeout 25m -parallel 4 ./e2e/...
 
 # The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
 # whatever runs as init: the tests run them on ports of their own.
-TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd iproute2 gcc libc6-dev
+TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd python3-swift memcached iproute2 gcc libc6-dev
 .PHONY: test-deps
 test-deps:
 	@dpkg-query -W -f '$${db:Status-Status}\n' $(TEST_DEPS) 2>/dev/null | grep -c '^installed$$' | grep -qx $(words $(TEST_DEPS)) || { \
 	  set -e; sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	  [ ! -d /run/systemd/system ] || $$sudo systemctl mask --runtime $(filter prometheus%,$(TEST_DEPS)); \
+	  [ ! -d /run/systemd/system ] || $$sudo systemctl mask --runtime $(filter prometheus% memcached,$(TEST_DEPS)); \
 	  $$sudo apt-get update -qq; \
 	  $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $(TEST_DEPS); }
 
@@ -108,19 +109,23 @@ check-clean:
 
 .PHONY: bench
 bench: build peers test-deps ## Side by side with stock Prometheus and Alertmanager; prints ratios (BENCHFLAGS=-help).
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin PROMETHEUS=$(CURDIR)/$(BIN)/peers/prometheus go run ./e2e/bench $(BENCHFLAGS)
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin PROMETHEUS=$(CURDIR)/$(BIN)/peers/prometheus THANOS=$(CURDIR)/$(THANOS) VERSITYGW=$(CURDIR)/$(S3) go run ./e2e/bench $(BENCHFLAGS)
 
 .PHONY: pgo
 pgo: build peers test-deps ## Renew the profile that the compiler optimises by.
 	TOCSIN=$(CURDIR)/$(BIN)/tocsin go run ./e2e/bench -pgo cmd/tocsin/default.pgo
 
 .PHONY: peers
-peers: $(THANOS) ## Build the stock peers, which are not Debian's version, into bin/peers.
+peers: $(THANOS) $(S3) ## Build the stock peers, which are not Debian's version, into bin/peers.
 	GOFLAGS=-buildvcs=false go build -C e2e/peers -ldflags "-s -w -X github.com/prometheus/common/version.Version=3.9.1" -o $(CURDIR)/$(BIN)/peers/ github.com/prometheus/prometheus/cmd/prometheus
 
 # Thanos's own releases have the tag that GOFLAGS has here, so that most of this is compiled for the product anyway.
 $(THANOS): e2e/peers/go.mod e2e/peers/go.sum
 	go build -C e2e/peers -ldflags "-s -w -X github.com/prometheus/common/version.Version=0.42.4" -o $(CURDIR)/$(THANOS) github.com/thanos-io/thanos/cmd/thanos
+
+# Stripped, and no part of the product: what it shares with it in the build cache is the standard library.
+$(S3): e2e/s3/go.mod e2e/s3/go.sum
+	go build -C e2e/s3 -ldflags "-s -w" -o $(CURDIR)/$(S3) github.com/versity/versitygw/cmd/versitygw
 
 ##@ Other
 

@@ -16,6 +16,10 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 
 	// First, so that from the signal on nothing is reloaded into parts that are stopping.
 	add(&g, "stop request", func(stop context.Context) error { return a.waitForStop(ctx, stop) })
+	if a.source != nil {
+		add(&g, "configuration from the bucket", a.gated(a.source.Run))
+		add(&g, "alert of the configuration", a.gated(a.alertOfConfig))
+	}
 	add(&g, "configuration", a.keepConfigured)
 
 	// Rules stop before scraping: on targets that are gone, absent() would fire falsely.
@@ -26,9 +30,17 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 	// Its last word is when scraping ended.
 	add(&g, "ledger", a.gated(a.ledger.Run))
 	add(&g, "heal", a.gated(a.heal.Run))
+	// What it is uploading it goes on with after the next start.
+	if a.bucket != nil {
+		add(&g, "bucket", a.bucket.Run)
+	}
 	// After the rules, so that their last alerts are still delivered. It does not wait for the store: a replica that
 	// replays for minutes still takes alerts from outside.
 	add(&g, "alert", a.alert.Run)
+	// While the mesh still stands, so that nobody who starts now calls us.
+	if a.rendezvous != nil {
+		add(&g, "rendezvous", a.rendezvous.Run)
+	}
 	// After the Alertmanager, which hands over to the other replicas what it has not sent.
 	if a.mesh != nil {
 		add(&g, "mesh", a.mesh.Run)

@@ -28,6 +28,7 @@ import (
 	v1 "github.com/prometheus/prometheus/web/api/v1"
 
 	"github.com/tocsin-io/tocsin/appliance/alert"
+	"github.com/tocsin-io/tocsin/appliance/bucket"
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/evaluate"
 	"github.com/tocsin-io/tocsin/appliance/federate"
@@ -58,16 +59,21 @@ type Appliance struct {
 	cleanup []teardown
 
 	web      *web.Web
-	mesh     *mesh.Mesh // nil without a cluster section
+	mesh     *mesh.Mesh      // nil without a cluster section
+	objects  *bucket.Objects // nil without a bucket section
+	source   *bucket.Source  // nil without a config_from section
 	store    *store.Store
 	ledger   *store.Ledger
 	heal     *heal.Heal
+	bucket   *bucket.Bucket // nil without a bucket section
 	scrape   *scrape.Scrape
 	federate *federate.Federate
 	evaluate *evaluate.Evaluate
 	alert    *alert.Alert
 	query    *query.Query
 	tracing  *tracing.Manager
+	// rendezvous is nil where the replicas do not meet in the bucket.
+	rendezvous *bucket.Rendezvous
 
 	config     atomic.Pointer[config.Config]
 	configured chan struct{} // Closed once the first configuration is applied.
@@ -143,6 +149,8 @@ func New(opts Options) (_ *Appliance, err error) {
 	o.HostMetrics = late(func() http.Handler { return a.scrape.HostMetrics() })
 	o.Cluster = late(a.cluster)
 	o.Gaps = late(func() http.Handler { return a.heal.Handler() })
+	o.Bucket = late(a.bucketAPI)
+	o.Config = late(a.configStatus)
 	o.Reload, o.Ready, o.Status = a.Reload, a.Ready, a.status
 	o.Version = web.Version(opts.Version.api())
 	if opts.EnableQuit {
@@ -158,7 +166,7 @@ func New(opts Options) (_ *Appliance, err error) {
 		return nil, err
 	}
 
-	cfg, err := opts.load(a.self)
+	cfg, err := a.firstConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -196,6 +204,12 @@ func New(opts Options) (_ *Appliance, err error) {
 		}
 	}
 
+	if cfg.Bucket != nil {
+		if err := a.newBucket(cfg); err != nil {
+			return nil, err
+		}
+	}
+
 	qo := opts.Query
 	qo.Logger, qo.Registerer, qo.Gatherer = a.component("query"), opts.Registry, a.gatherer()
 	qo.Store, qo.Dir = a.store, a.store.TSDBDir()
@@ -208,6 +222,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	qo.Version, qo.RuntimeInfo = opts.Version.api(), a.runtimeInfo
 	if a.mesh != nil && a.mesh.Keyed() {
 		qo.Gaps, qo.Peers = a.ledger, latePeers{a}
+	}
+	if a.bucket != nil { // An interface that holds a nil pointer is not nil.
+		qo.Archive = a.bucket
 	}
 	if a.query, err = query.New(qo); err != nil {
 		return nil, err
@@ -230,6 +247,9 @@ func New(opts Options) (_ *Appliance, err error) {
 	co := opts.Scrape
 	co.Logger, co.Registerer, co.SDMetrics = a.component("scrape"), opts.Registry, sd
 	co.Appendable = a.store.Scrapes()
+	if a.objects != nil { // An interface that holds a nil pointer is not nil.
+		co.Bucket, co.BucketDir = a.objects, filepath.Join(opts.StoragePath, "targets")
+	}
 	if a.scrape, err = scrape.New(co); err != nil {
 		return nil, err
 	}
@@ -243,7 +263,7 @@ func New(opts Options) (_ *Appliance, err error) {
 
 	eo := opts.Evaluate
 	eo.Logger, eo.Registerer = a.component("evaluate"), opts.Registry
-	eo.Queryable, eo.Appendable, eo.Engine = a.query.Queryable(), a.store, a.query.Engine()
+	eo.Queryable, eo.Appendable, eo.Engine = a.query.RulesQueryable(), a.store, a.query.Engine()
 	eo.Evaluated = func(g *rules.Group, at time.Time) {
 		a.ledger.Evaluated(heal.GroupLabels(g), at.UnixMilli(), g.Interval().Milliseconds())
 	}
@@ -341,7 +361,7 @@ func (a *Appliance) selfFor(prefix string) (config.Self, error) {
 		return config.Self{}, err
 	}
 	u := url.URL{Host: address}
-	return config.Self{Address: address, RoutePrefix: prefix, Instance: a.host + ":" + u.Port()}, nil
+	return config.Self{Address: address, RoutePrefix: prefix, Instance: a.host + ":" + u.Port(), StoragePath: a.opts.StoragePath}, nil
 }
 
 // limitMemory has the runtime collect garbage harder before the machine or its cgroup runs out, as upstream's main

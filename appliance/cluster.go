@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/tocsin-io/tocsin/appliance/bucket"
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/mesh"
 	"github.com/tocsin-io/tocsin/web"
@@ -47,7 +48,29 @@ func (a *Appliance) newMesh(cfg *config.Config) error {
 		return err
 	}
 	a.onClose("mesh", a.mesh.Close)
+	a.mesh.SetConfig(a.cardConfig())
+	if cfg.Cluster.Rendezvous == "" {
+		return nil
+	}
+	if a.rendezvous, err = bucket.NewRendezvous(bucket.RendezvousOptions{
+		Logger: a.component("rendezvous"), Registerer: a.opts.Registry, Bucket: a.objects,
+		Config: cfg, Address: a.mesh.Address(), Found: a.mesh.SetFound, Others: a.others,
+	}); err != nil {
+		return err
+	}
+	a.mesh.OnChange(a.rendezvous.Changed)
 	return nil
+}
+
+// others are the names of the other members that live.
+func (a *Appliance) others() []string {
+	var names []string
+	for _, m := range a.mesh.Members() {
+		if m.Alive && !m.Self {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // cluster answers who the replicas are; without a cluster, that is this one.
@@ -58,7 +81,7 @@ func (a *Appliance) cluster() http.Handler {
 	return mesh.Serve("", func() []mesh.Member {
 		return []mesh.Member{{
 			Name: a.Config().Replica.Name, Alive: true, Self: true,
-			Card: mesh.Card{Zone: a.zone, Version: a.opts.Version.Version, Started: a.started, Completeness: 1},
+			Card: mesh.Card{Zone: a.zone, Version: a.opts.Version.Version, Started: a.started, Completeness: 1, Config: a.cardConfig()},
 		}}
 	})
 }
@@ -95,7 +118,18 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 		}
 		s.Cluster.Members = append(s.Cluster.Members, ms)
 	}
-	if alone := len(a.mesh.Peers()) == 1; alone && len(a.Config().Cluster.Peers) > 1 {
+	if len(a.mesh.Peers()) > 1 {
+		return
+	}
+	expected := len(a.Config().Cluster.Peers) > 1
+	if a.rendezvous != nil {
+		st := a.rendezvous.Status()
+		expected = expected || st.Others > 0
+		if st.Problem != "" {
+			s.Problems = append(s.Problems, "Other replicas cannot be looked for in the bucket: "+st.Problem)
+		}
+	}
+	if expected {
 		s.Problems = append(s.Problems, "No other replica is in the mesh: this one works alone, and what it sends may be sent by others too.")
 	}
 }

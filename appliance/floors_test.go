@@ -26,10 +26,12 @@ var floors = map[string][]string{
 	"appliance/evaluate": {"appliance/store", "appliance/mesh", "appliance/config", "appliance/evaluate/peerspb"},
 	"appliance/alert":    {"appliance/store", "appliance/mesh", "appliance/config", "appliance/alert/peerspb"},
 	"appliance/query":    {"appliance/store", "appliance/mesh", "appliance/config"},
+	"appliance/bucket":   {"appliance/store", "appliance/mesh", "appliance/config", "appliance/bucket/peerspb"},
 	"appliance/heal":     {"appliance/store", "appliance/mesh", "appliance/config", "appliance/heal/peerspb"},
 
 	// Messages between replicas, generated.
 	"appliance/alert/peerspb":    {},
+	"appliance/bucket/peerspb":   {},
 	"appliance/evaluate/peerspb": {},
 	"appliance/heal/peerspb":     {},
 

@@ -46,8 +46,18 @@ func (a *Appliance) steps() []step {
 		{"evaluate", a.evaluate},
 		{"tracing", prepareFunc(a.prepareTracing)},
 	}
+	if a.bucket != nil {
+		steps = append(steps, step{"bucket", a.bucket})
+	}
 	if a.mesh != nil {
 		steps = append(steps, step{"mesh", a.mesh})
+	}
+	if a.objects != nil {
+		steps = append(steps, step{"objects", a.objects})
+	}
+	// It looks into the bucket that is in force then.
+	if a.rendezvous != nil {
+		steps = append(steps, step{"rendezvous", a.rendezvous})
 	}
 	return steps
 }
@@ -114,7 +124,7 @@ func (a *Appliance) reload() (phase string, err error) {
 	if _, err := os.Stat(a.opts.ConfigFile); a.Config().Path != "" && errors.Is(err, os.ErrNotExist) {
 		return "load", fmt.Errorf("the configuration is refused, nothing has changed: %s is gone; put it back, or restart to run on the built-in configuration", a.opts.ConfigFile)
 	}
-	next, err := a.opts.load(a.self)
+	next, err := a.load()
 	if err != nil {
 		return "load", fmt.Errorf("the configuration is refused, nothing has changed:\n%w", err)
 	}

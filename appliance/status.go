@@ -40,8 +40,10 @@ func (a *Appliance) status() web.Status {
 			s.Config.Error, s.Config.Partial = last.err.Error(), last.phase == phaseApply
 		}
 	}
+	a.sourceStatus(&s)
 	a.clusterStatus(&s)
 	a.gapStatus(&s)
+	a.bucketStatus(&s)
 	a.ruleStatus(&s)
 	a.storageStatus(&s)
 	ctx, cancel := context.WithTimeout(context.Background(), summaryTimeout)

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/util/annotations"
 
+	"github.com/tocsin-io/tocsin/appliance/bucket"
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/heal"
 	"github.com/tocsin-io/tocsin/appliance/store"
@@ -43,7 +44,24 @@ func (a *Appliance) newHeal() (*heal.Heal, error) {
 	if a.mesh != nil { // An interface that holds a nil pointer is not nil.
 		ho.Mesh = a.mesh
 	}
+	if a.bucket != nil {
+		ho.Archive = archive{a.bucket, a.store}
+	}
 	return heal.New(ho)
+}
+
+// archive is the bucket for healing: for as long as there is room for what it has.
+type archive struct {
+	*bucket.Bucket
+	store *store.Store
+}
+
+// Windows has none when local data are as large as they may be: the rest is answered from the bucket.
+func (a archive) Windows(in store.Interval) (whole, others []store.Interval, err error) {
+	if a.store.Full() {
+		return nil, nil, nil
+	}
+	return a.Bucket.Windows(in)
 }
 
 // latePeers is the other replicas for queries: healing, which knows them, is built after queries.

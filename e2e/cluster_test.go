@@ -68,8 +68,11 @@ type clusterOptions struct {
 	names                    []string
 	strangers                []string // further zones, for what add adds
 	keyless                  bool
-	watched                  bool // with a meter, and rules about it, as healing needs
+	watched                  bool                  // with a meter, and rules about it, as healing needs
+	bucket                   func(*replica) string // the section of the name in tocsin.yml; nil for none
+	flags                    []string              // beside those that all clusters have
 	groupWait, groupInterval time.Duration
+	retention                time.Duration // of local data; 0 for the default
 }
 
 // meshCluster is replicas that are configured alike, what they watch, and whom they notify.
@@ -133,7 +136,7 @@ func newCluster(t *testing.T, o clusterOptions) *meshCluster {
 	c.lamps = &exporter{values: map[string]float64{}}
 	c.lamps.Server = serveIn(t, c.core(), http.HandlerFunc(c.lamps.serve))
 	if o.watched {
-		c.meter = newMeter(t, c.net.zones[meterZone])
+		c.meter = newMeter(t, c.meterZone())
 	}
 	if !o.keyless {
 		c.key = newClusterKey(t, c.dir)
@@ -183,6 +186,13 @@ func (c *meshCluster) core() *zone {
 	return c.net.core
 }
 
+func (c *meshCluster) meterZone() *zone {
+	if c.net == nil {
+		return nil
+	}
+	return c.net.zones[meterZone]
+}
+
 func (c *meshCluster) nobody() string {
 	if c.net == nil {
 		return fmt.Sprintf("%s.%d", c.loopback, nobody)
@@ -224,13 +234,20 @@ func (r *replica) configure() {
 			t.Fatal(err)
 		}
 	}
-	write(t, r.dir, "tocsin.yml", b.String())
 	o := r.cluster.options
+	if o.bucket != nil {
+		b.WriteString(o.bucket(r))
+	}
+	write(t, r.dir, "tocsin.yml", b.String())
 	write(t, r.dir, "prometheus.yml", fmt.Sprintf(clusterPrometheus, r.replica, "zone-"+r.name, r.cluster.lamps.address()))
 	write(t, r.dir, "alertmanager.yml", fmt.Sprintf(clusterAlertmanager, o.groupWait, o.groupInterval, r.cluster.hook.url))
 	write(t, r.dir, "rules.yml", clusterRules)
 	if r.cluster.meter != nil {
 		r.watch()
+	}
+	if o.retention > 0 {
+		write(t, r.dir, "prometheus.yml", readFile(t, r.dir, "prometheus.yml")+
+			fmt.Sprintf("storage: {tsdb: {retention: {time: %s}}}\n", o.retention))
 	}
 }
 
@@ -246,11 +263,11 @@ func quoted(all []string) string {
 func (r *replica) start() *replica {
 	c := r.cluster
 	c.t.Helper()
-	p := startIn(c.t, r.zone(), r.dir, "tocsin-"+r.name, tocsinBinary, "run",
-		"--config.file=tocsin.yml", "--storage.path=data",
-		"--web.listen-address="+r.host+":9090", "--alertmanager.listen-address="+r.host+":9093",
-		"--cluster.listen-address="+r.host+":9094", "--grpc.listen-address="+r.host+":10901",
-		"--storage.remote.flush-deadline=1s")
+	args := append([]string{"run", "--config.file=tocsin.yml", "--storage.path=data",
+		"--web.listen-address=" + r.host + ":9090", "--alertmanager.listen-address=" + r.host + ":9093",
+		"--cluster.listen-address=" + r.host + ":9094", "--grpc.listen-address=" + r.host + ":10901",
+		"--storage.remote.flush-deadline=1s"}, c.options.flags...)
+	p := startIn(c.t, r.zone(), r.dir, "tocsin-"+r.name, tocsinBinary, args...)
 	r.tocsin = &tocsin{process: p, url: r.url, amURL: r.amURL}
 	return r
 }

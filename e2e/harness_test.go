@@ -44,13 +44,13 @@ func findBinaries() error {
 	if _, err := os.Stat(tocsinBinary); err != nil {
 		return fmt.Errorf("TOCSIN names no program, run `make build`: %w", err)
 	}
-	for _, name := range []string{"prometheus", "promtool", "prometheus-alertmanager", "amtool", "prometheus-node-exporter", python} {
+	for _, name := range []string{"prometheus", "promtool", "prometheus-alertmanager", "amtool", "prometheus-node-exporter", "memcached", python} {
 		if _, err := exec.LookPath(name); err != nil {
 			return fmt.Errorf("a neighbour is missing, run `make test-deps`: %w", err)
 		}
 	}
-	if out, err := exec.Command(python, "-c", "import aiosmtpd").CombinedOutput(); err != nil {
-		return fmt.Errorf("aiosmtpd is missing, run `make test-deps`: %w: %s", err, out)
+	if out, err := exec.Command(python, "-c", "import aiosmtpd, swift").CombinedOutput(); err != nil {
+		return fmt.Errorf("aiosmtpd or Swift is missing, run `make test-deps`: %w: %s", err, out)
 	}
 	return nil
 }

@@ -372,7 +372,12 @@ func (s healSeries) equal(other healSeries) bool {
 
 // matrix asks for a matrix: path is query or query_range. Time stamps that come twice are an error.
 func (r *replica) matrix(path string, v url.Values) (data healData, warnings []string, err error) {
-	status, body, err := fetch(http.MethodPost, r.url+"/api/v1/"+path, formType, v.Encode())
+	return matrixOf(r.name, r.url, path, v)
+}
+
+// matrixOf is matrix for whatever speaks Prometheus's API.
+func matrixOf(who, address, path string, v url.Values) (data healData, warnings []string, err error) {
+	status, body, err := fetch(http.MethodPost, address+"/api/v1/"+path, formType, v.Encode())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -388,16 +393,16 @@ func (r *replica) matrix(path string, v url.Values) (data healData, warnings []s
 		Error    string   `json:"error"`
 	}
 	if err := json.Unmarshal([]byte(body), &answer); err != nil {
-		return nil, nil, fmt.Errorf("%s of %s at %s: %d: %w: %.300s", path, v.Get("query"), r.name, status, err, body)
+		return nil, nil, fmt.Errorf("%s of %s at %s: %d: %w: %.300s", path, v.Get("query"), who, status, err, body)
 	}
 	if status != http.StatusOK {
-		return nil, answer.Warnings, fmt.Errorf("%s of %s at %s: %w", path, v.Get("query"), r.name, &refusal{status, answer.Error})
+		return nil, answer.Warnings, fmt.Errorf("%s of %s at %s: %w", path, v.Get("query"), who, &refusal{status, answer.Error})
 	}
 	data = healData{}
 	for _, s := range answer.Data.Result {
 		id := series{Metric: s.Metric}.id()
 		if data[id] != nil {
-			return nil, nil, fmt.Errorf("%s answers twice with %s", r.name, id)
+			return nil, nil, fmt.Errorf("%s answers twice with %s", who, id)
 		}
 		all := healSeries{}
 		for _, p := range s.Values {
@@ -411,7 +416,7 @@ func (r *replica) matrix(path string, v url.Values) (data healData, warnings []s
 			all[int64(math.Round(at*1000))] = string(h[1])
 		}
 		if len(all) != len(s.Values)+len(s.Histograms) {
-			return nil, nil, fmt.Errorf("%s answers with two samples of %s at the same time", r.name, id)
+			return nil, nil, fmt.Errorf("%s answers with two samples of %s at the same time", who, id)
 		}
 		data[id] = all
 	}

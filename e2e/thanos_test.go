@@ -17,9 +17,15 @@ import (
 // thanosBinary is a stock Thanos at the version whose libraries are embedded (environment variable THANOS).
 func thanosBinary(t *testing.T) string {
 	t.Helper()
-	path := os.Getenv("THANOS")
+	return peerBinary(t, "THANOS", "thanos")
+}
+
+// peerBinary is a program that the Makefile builds; the environment variable may name another one.
+func peerBinary(t *testing.T, variable, name string) string {
+	t.Helper()
+	path := os.Getenv(variable)
 	if path == "" {
-		path = "../bin/peers/thanos"
+		path = "../bin/peers/" + name
 	}
 	abs, err := filepath.Abs(path)
 	if err == nil {
@@ -27,9 +33,9 @@ func thanosBinary(t *testing.T) string {
 	}
 	if err != nil {
 		if os.Getenv("CI") == "true" {
-			t.Fatalf("Thanos is missing, run `make peers`: %v", err)
+			t.Fatalf("%s is missing, run `make peers`: %v", name, err)
 		}
-		t.Skipf("Thanos is missing, run `make peers`: %v", err)
+		t.Skipf("%s is missing, run `make peers`: %v", name, err)
 	}
 	return abs
 }

@@ -43,6 +43,8 @@ func (w *Web) mainMux() http.Handler {
 	on("/metrics/node", get, w.o.HostMetrics)
 	on("/api/tocsin/v1/cluster", get, w.o.Cluster)
 	on("/api/tocsin/v1/gaps", get, w.o.Gaps)
+	on("/api/tocsin/v1/bucket", get, w.o.Bucket)
+	on("/api/tocsin/v1/config", get, w.o.Config)
 	on("/federate", get, w.unlessStopping(w.o.Federate))
 	on("/graph", get, w.redirect("/"))
 	on("/query", get, w.redirect("/"))

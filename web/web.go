@@ -64,6 +64,8 @@ type Options struct {
 	HostMetrics  http.Handler // serves /metrics/node; nil = 404
 	Cluster      http.Handler // serves /api/tocsin/v1/cluster; nil = 404
 	Gaps         http.Handler // serves /api/tocsin/v1/gaps; nil = 404
+	Bucket       http.Handler // serves /api/tocsin/v1/bucket; nil = 404
+	Config       http.Handler // serves /api/tocsin/v1/config; nil = 404
 
 	Reload  func(context.Context) error // nil = off
 	Quit    func()                      // nil = off
@@ -168,7 +170,7 @@ func (o *Options) setDefaults() {
 	if o.Status == nil {
 		o.Status = func() Status { return Status{} }
 	}
-	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster, &o.Gaps} {
+	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster, &o.Gaps, &o.Bucket, &o.Config} {
 		if *h == nil {
 			*h = http.HandlerFunc(notFound)
 		}

@@ -36,8 +36,15 @@ type Cluster struct {
 	Name             string   `yaml:"name" reload:"no" doc:"Name of the cluster: 1 to 64 letters, digits, dots, underscores and hyphens. Required. It is in every packet, so that two clusters never become one."`
 	Peers            []string `yaml:"peers" reload:"yes" doc:"Where other replicas may be found, see below. One that answers is enough to find the rest, and this replica's own address may be among them, so that all replicas can have the same list."`
 	KeyFile          string   `yaml:"key_file" reload:"yes" doc:"File with the cluster key: one key a line, as tocsin cluster keygen prints it. The first is used to send, all are accepted. Lines that begin with # are comments. The content reloads; going from a key to none or back needs a restart. Without it everything is sent in clear, in Alertmanager's own format, so that a stock Alertmanager can join, and replicas do not answer each other over gRPC."`
+	Rendezvous       string   `yaml:"rendezvous" default:"none" reload:"no" doc:"bucket: replicas also find each other through the bucket of the bucket section, see below. Wants key_file and a bucket section."`
 	AdvertiseAddress string   `yaml:"advertise_address" default:"found out" reload:"no" doc:"Host, or host and port, at which the other replicas reach this one."`
 }
+
+// RendezvousBucket is the one value of cluster.rendezvous.
+const RendezvousBucket = "bucket"
+
+// RendezvousFolder is where in the bucket the replicas of a cluster meet.
+const RendezvousFolder = "rendezvous"
 
 // Keys are secret keys of 32 bytes. However they are printed, nothing is shown.
 type Keys [][]byte
@@ -234,7 +241,7 @@ func (l *loader) cluster(cfg *Config, doc *section, v *yaml.Node) {
 	c := &Cluster{}
 	cfg.Cluster = c
 	named := false
-	l.strictMapping(doc, v, []string{"name", "peers", "key_file", "advertise_address"}, func(key string, v *yaml.Node) {
+	l.strictMapping(doc, v, []string{"name", "peers", "key_file", "rendezvous", "advertise_address"}, func(key string, v *yaml.Node) {
 		named = named || key == "name"
 		if key == "peers" {
 			c.Peers = l.peers(doc, v)
@@ -258,6 +265,12 @@ func (l *loader) cluster(cfg *Config, doc *section, v *yaml.Node) {
 			}
 			c.KeyFile = resolve(doc.dir, v.Value)
 			cfg.ClusterKeys = l.clusterKeys(doc, v, c.KeyFile)
+		case "rendezvous":
+			if v.Value != RendezvousBucket {
+				doc.add(v, "want %s, or leave the field out (given %s)", RendezvousBucket, clipUnlessKey(v.Value))
+				return
+			}
+			c.Rendezvous = v.Value
 		case "advertise_address":
 			if v.Value == "" {
 				return
@@ -272,6 +285,20 @@ func (l *loader) cluster(cfg *Config, doc *section, v *yaml.Node) {
 		doc.add(v, "name is missing")
 	}
 	l.warnLoopback(c)
+}
+
+// rendezvous refuses replicas that meet where there is nothing, or where anybody could send them elsewhere.
+func (l *loader) rendezvous(doc *section, at map[string]*yaml.Node) {
+	v := child(at[sectionCluster], "rendezvous")
+	if v == nil || v.Value != RendezvousBucket {
+		return
+	}
+	if at[sectionBucket] == nil {
+		doc.add(v, "there is no bucket section that the replicas could meet in")
+	}
+	if child(at[sectionCluster], "key_file") == nil {
+		doc.add(v, "it wants a cluster key: without one, whoever can write to the bucket could send replicas elsewhere; `tocsin cluster keygen` prints one for key_file")
+	}
 }
 
 // peers reads cluster.peers. The list may be empty: the others can find us.
@@ -436,6 +463,9 @@ func immutableCluster(old, next *Config) []string {
 	}
 	if old.Cluster.AdvertiseAddress != next.Cluster.AdvertiseAddress {
 		fields = append(fields, "cluster.advertise_address")
+	}
+	if old.Cluster.Rendezvous != next.Cluster.Rendezvous {
+		fields = append(fields, "cluster.rendezvous")
 	}
 	// A mesh with a key and one without speak different formats.
 	if (len(old.ClusterKeys) == 0) != (len(next.ClusterKeys) == 0) {

@@ -142,6 +142,16 @@ func TestClusterSection(t *testing.T) {
 		"several keys":    {text: "cluster: {name: a, key_file: key}\n", key: "\xef\xbb\xbf# one\r\n  " + keys[0] + " \r\n\r\n\t" + keys[1]},
 		"most keys":       {text: "cluster: {name: a, key_file: key}\n", key: strings.Join(keys[:8], "\n")},
 
+		"rendezvous": {text: "cluster: {name: a, key_file: key, rendezvous: bucket}\nbucket: {type: FILESYSTEM, config: {directory: b}}\n", key: keys[0]},
+
+		"rendezvous elsewhere":      {text: "cluster: {name: a, key_file: key, rendezvous: dns}\n", key: keys[0], want: []string{"cluster.rendezvous: want bucket"}},
+		"rendezvous of nothing":     {text: "cluster: {name: a, key_file: key, rendezvous: ''}\n", key: keys[0], want: []string{"cluster.rendezvous: want bucket"}},
+		"rendezvous without bucket": {text: "cluster:\n  name: a\n  key_file: key\n  rendezvous: bucket\n", key: keys[0], want: []string{"tocsin.yml:4: cluster.rendezvous: there is no bucket section"}},
+		"rendezvous without key": {
+			text: "cluster: {name: a, rendezvous: bucket}\nbucket: {type: FILESYSTEM, config: {directory: b}}\n",
+			want: []string{"tocsin.yml:1: cluster.rendezvous: it wants a cluster key"},
+		},
+
 		"empty":             {text: "cluster:\n", want: []string{"tocsin.yml:1: cluster: empty"}},
 		"a list":            {text: "cluster: [a]\n", want: []string{"tocsin.yml:1: cluster: wrong type"}},
 		"no name":           {text: "cluster: {peers: [h]}\n", want: []string{"tocsin.yml:1: cluster: name is missing"}},
@@ -305,6 +315,7 @@ func TestClusterImmutable(t *testing.T) {
 		"removed":           {with(a, one), with(nil, nil), "cluster"},
 		"name":              {with(a, nil), with(&config.Cluster{Name: "b"}, nil), "cluster.name"},
 		"advertise address": {with(a, nil), with(&config.Cluster{Name: "a", AdvertiseAddress: "h"}, nil), "cluster.advertise_address"},
+		"rendezvous":        {with(a, nil), with(&config.Cluster{Name: "a", Rendezvous: "bucket"}, nil), "cluster.rendezvous"},
 		"key to none":       {with(a, one), with(a, nil), "cluster.key_file"},
 		"none to key":       {with(a, nil), with(a, one), "cluster.key_file"},
 	} {

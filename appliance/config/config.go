@@ -52,6 +52,10 @@ type Config struct {
 	ClusterKeys Keys
 	// Federation lists the upstream servers to pull from.
 	Federation []*Upstream
+	// Bucket is where blocks go; nil for nowhere.
+	Bucket *Bucket
+	// ConfigFrom says where the other sections come from; nil where they stand in the file.
+	ConfigFrom *Source
 }
 
 // Replica is the identity of this process among its peers. It is read at start
@@ -92,6 +96,7 @@ type Self struct {
 	Address     string // host:port to scrape ourselves at
 	RoutePrefix string // path prefix of our own endpoints, "" or "/" for none
 	Instance    string // value of the instance label for this machine
+	StoragePath string // data directory, below which the built-in bucket is; "" for no built-in bucket
 }
 
 // Load reads and checks a tocsin.yml. Its error is [Findings]: everything that
@@ -121,6 +126,8 @@ func Immutable(old, next *Config) error {
 		fields = append(fields, "replica.zone")
 	}
 	fields = append(fields, immutableCluster(old, next)...)
+	fields = append(fields, immutableConfigFrom(old, next)...)
+	fields = append(fields, immutableBucket(old, next)...)
 	// Upstream's rule manager and notifier take it once, when they are made.
 	if old.Prometheus.GlobalConfig.MetricNameValidationScheme != next.Prometheus.GlobalConfig.MetricNameValidationScheme {
 		fields = append(fields, "prometheus.global.metric_name_validation_scheme")

@@ -19,6 +19,8 @@ const (
 	sectionReplica      = "replica"
 	sectionCluster      = "cluster"
 	sectionFederation   = "federation"
+	sectionBucket       = "bucket"
+	sectionConfigFrom   = "config_from"
 )
 
 // loader reads one configuration and collects what is wrong with it.
@@ -28,6 +30,8 @@ type loader struct {
 	path   string // of tocsin.yml, as given
 	found  Findings
 	until  time.Time // end of the search for causes
+	own    *Config   // what the replica's own file says, while one from the bucket is read
+	prom   *section  // the prometheus section
 }
 
 func (l *loader) load(path string) (*Config, error) {
@@ -58,13 +62,28 @@ func (l *loader) load(path string) (*Config, error) {
 func (l *loader) finish(cfg *Config, doc *section) (*Config, error) {
 	if doc == nil {
 		doc = newSection("", "", "", "", nil)
+		var err error
+		if cfg.Bucket, err = builtinBucket(l.self); err != nil {
+			return nil, err
+		}
 	}
 	at := l.topLevel(doc)
+	if l.own == nil {
+		l.configFrom(cfg, doc, at)
+		l.replica(cfg, doc, at[sectionReplica])
+		l.cluster(cfg, doc, at[sectionCluster])
+		l.bucket(cfg, doc, at[sectionBucket])
+		l.rendezvous(doc, at)
+	} else {
+		l.notFromBucket(doc, at)
+		cfg.inherit(l.own)
+	}
 	l.prometheus(cfg, doc, at[sectionPrometheus])
 	l.alertmanager(cfg, doc, at[sectionAlertmanager])
-	l.replica(cfg, doc, at[sectionReplica])
-	l.cluster(cfg, doc, at[sectionCluster])
 	l.federation(cfg, doc, at[sectionFederation])
+	if cfg.Bucket == nil && at[sectionBucket] == nil {
+		l.needBucket(cfg, l.prom)
+	}
 	l.take(doc)
 	if len(l.found) > 0 {
 		return nil, l.found.tidy(l.path)
@@ -79,7 +98,7 @@ func (l *loader) take(s *section) {
 
 // topLevel checks the names of the sections and gives their values.
 func (l *loader) topLevel(doc *section) map[string]*yaml.Node {
-	known := []string{sectionPrometheus, sectionAlertmanager, sectionReplica, sectionCluster, sectionFederation}
+	known := []string{sectionPrometheus, sectionAlertmanager, sectionReplica, sectionCluster, sectionFederation, sectionBucket, sectionConfigFrom}
 	at := map[string]*yaml.Node{}
 	if doc.root == nil {
 		return at

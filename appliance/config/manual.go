@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+
+	"github.com/thanos-io/objstore"
 )
 
 // Manual is the reference manual of tocsin.yml in Markdown. It is written from
@@ -29,6 +31,19 @@ func Manual() string {
 	fields(&b, "federation[].metrics[].", reflect.TypeFor[Metric]())
 	b.WriteString("\n" + manualFederationExample)
 
+	b.WriteString("\n## bucket\n\n" + manualBucket)
+	fields(&b, "bucket.", reflect.TypeFor[Bucket]())
+	b.WriteString("\n`bucket.retention`:\n\n")
+	fields(&b, "bucket.retention.", reflect.TypeFor[BucketRetention]())
+	b.WriteString("\n`bucket.cache`:\n\n")
+	fields(&b, "bucket.cache.", reflect.TypeFor[BucketCache]())
+	b.WriteString("\n" + manualCredentials())
+
+	b.WriteString("\n## config_from\n\n" + manualConfigFrom)
+	fields(&b, "config_from.", reflect.TypeFor[Source]())
+	b.WriteString("\n## bucket_sd_configs\n\n" + manualBucketSD)
+	fields(&b, "bucket_sd_configs[].", reflect.TypeFor[BucketSD]())
+
 	fmt.Fprintf(&b, "\n## Limits\n\n"+manualLimits,
 		CeilingBodyBytes>>20, CeilingSamples, CeilingLabels, CeilingLabelBytes>>10)
 
@@ -44,7 +59,7 @@ func fields(b *strings.Builder, prefix string, t reflect.Type) {
 	b.WriteString("| Field | Type | Default | Reloads | Meaning |\n|---|---|---|---|---|\n")
 	for f := range structFields(t) {
 		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		if name == "-" {
+		if name == "-" || !f.IsExported() {
 			continue
 		}
 		shown, kind := "`"+prefix+name+"`", typeInWords(f.Type)
@@ -75,6 +90,10 @@ func typeInWords(t reflect.Type) string {
 		return "duration"
 	case "Base2Bytes":
 		return "size"
+	case "ObjstoreConfig":
+		return "mapping"
+	case "ProxyURL":
+		return "url"
 	}
 	switch t.Kind() {
 	case reflect.Pointer:
@@ -86,6 +105,8 @@ func typeInWords(t reflect.Type) string {
 		return "list of " + typeInWords(t.Elem()) + "s"
 	case reflect.Map:
 		return "mapping of strings"
+	case reflect.Struct:
+		return "mapping"
 	case reflect.Uint:
 		return "number"
 	}
@@ -107,6 +128,8 @@ an error. What needs a restart is a flag ([cli.md](cli.md)), what reloads is in 
 | ` + "`replica`" + ` | which of the replicas this is | name: the host name, zone: found out |
 | ` + "`cluster`" + ` | which replicas belong together, and how they find each other | this replica stands alone: nothing is gossiped, no port is opened for it |
 | ` + "`federation`" + ` | Prometheus servers to pull chosen metrics from | none |
+| ` + "`bucket`" + ` | the object storage that blocks go to | none; without a file at all, a folder of the data directory |
+| ` + "`config_from`" + ` | that the other sections come from the bucket | they stand in the file |
 
 **Paths.** A relative path is relative to the file it stands in: in ` + "`tocsin.yml`" + ` to the folder of ` + "`tocsin.yml`" + `, in an outside
 ` + "`prometheus.yml`" + ` to the folder of that file.
@@ -167,6 +190,16 @@ cluster:
 **The key** is as secret as a root password: who holds it is a replica. Everything between replicas is encrypted with it and
 refused without it. To change it without an outage, add the new key as the second line of the file on each replica and reload,
 then put it first on each and reload, then take the old one out on each and reload.
+
+**The rendezvous**, ` + "`rendezvous: bucket`" + `, spares the list of peers: each replica keeps a small object with its address in the bucket, below
+` + "`rendezvous/<name of the cluster>/`" + `, signed with the cluster key, and reads those of the others. A new replica that has the name, the key and
+the bucket finds the mesh within seconds, whatever the addresses of the others are now. Peers can be configured beside it. While the bucket
+is away, a mesh goes on; only a replica that starts then has to know a peer, from its configuration or from before.
+
+` + "```yaml" + `
+cluster: {name: production, key_file: cluster.key, rendezvous: bucket}
+bucket: {type: S3, config: {bucket: tocsin, endpoint: s3.example.org}}
+` + "```" + `
 `
 
 const manualFederation = `A list of Prometheus servers to pull from with their ` + "`/federate`" + ` endpoint. It denies by default: a series that no item of
@@ -189,6 +222,61 @@ const manualFederationExample = "```yaml\n" + `federation:
       - match: up
         labels: [job, instance]
 ` + "```\n"
+
+const manualConfigFrom = "A file with this section has `bucket`, `cluster` and `replica` beside it and nothing else: all other sections are in `tocsin.yml` below the\n" +
+	"prefix in the bucket, with the rule files, templates and target files that it names. [operations.md](operations.md) says how to change them.\n" +
+	"Adding, changing or removing the section needs a restart.\n\n"
+
+const manualBucketSD = "A kind of service discovery beside Prometheus's own, in `scrape_configs` and `alerting.alertmanagers`: targets in the format of\n" +
+	"`file_sd_configs`, from the bucket of the `bucket` section. At most 1,000 objects of 10 MiB each, 100 MiB together. Each target has the label\n" +
+	"`__meta_bucket_object`, the name of its object, and `__meta_filepath` with the same value. While the bucket is away or an object is broken, its last good\n" +
+	"targets stay. Stock `promtool` does not know the kind; `tocsin check` does.\n\n"
+
+const manualBucket = `Where in object storage blocks go. Adding or removing the section needs a restart. Without a file at all there is a bucket of type
+FILESYSTEM in the folder ` + "`bucket`" + ` of the data directory.
+
+`
+
+// manualCredentials lists the fields that can come from files, as the reader knows them.
+func manualCredentials() string {
+	var b strings.Builder
+	b.WriteString(manualCredentialsHead)
+	b.WriteString("| Type | Fields that a file can hold | Without them |\n|---|---|---|\n")
+	for _, name := range providerNames() {
+		p := providers[objstore.ObjProvider(name)]
+		if len(p.secrets) > 0 {
+			fmt.Fprintf(&b, "| %s | `%s` | %s |\n", name, strings.Join(p.secrets, "`, `"), p.without)
+		}
+	}
+	return b.String() + manualCredentialsTail
+}
+
+const manualCredentialsHead = `Each credential in ` + "`config`" + ` can come from a file: instead of ` + "`secret_key: VALUE`" + ` write ` + "`secret_key_file: PATH`" + `. White space at the
+begin and the end of the content is not part of it, and 64 KiB are the most. The file is read at the start and at each reload.
+
+`
+
+const manualCredentialsTail = `
+Every path in ` + "`config`" + ` may be relative: ` + "`directory`" + ` of FILESYSTEM, the files below ` + "`http_config.tls_config`" + `, ` + "`sse_config.encryption_key`" + ` of S3.
+` + "`trace`" + ` of S3 is refused: it would write credentials to the log.
+
+` + "`proxy_url`" + ` is for the requests to the storage itself. Who has no credentials in ` + "`config`" + ` gets them from the machine or from a token service by
+the provider's own library, and that knows only the proxy of the environment variables.
+
+` + "```yaml" + `
+bucket:
+  type: S3
+  config:
+    bucket: tocsin
+    endpoint: s3.eu-central-1.amazonaws.com
+    region: eu-central-1
+    access_key_file: secrets/access_key
+    secret_key_file: secrets/secret_key
+  prefix: production
+  proxy_url: http://proxy.example.org:3128
+  retention: {raw: 30d, 5m: 180d, 1h: 2y}
+` + "```" + `
+`
 
 const manualLimits = `A target or upstream that exceeds a limit costs bounded memory: that scrape is refused with a sentence and the target is marked down,
 all others go on.

@@ -16,7 +16,7 @@ import (
 // TestManual checks that the manual names every field and that its examples load.
 func TestManual(t *testing.T) {
 	manual := config.Manual()
-	for _, typ := range []reflect.Type{reflect.TypeFor[config.Replica](), reflect.TypeFor[config.Cluster](), reflect.TypeFor[config.Upstream](), reflect.TypeFor[config.Metric]()} {
+	for _, typ := range []reflect.Type{reflect.TypeFor[config.Replica](), reflect.TypeFor[config.Cluster](), reflect.TypeFor[config.Upstream](), reflect.TypeFor[config.Metric](), reflect.TypeFor[config.Source](), reflect.TypeFor[config.BucketSD]()} {
 		for i := range typ.NumField() {
 			f := typ.Field(i)
 			name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
@@ -32,8 +32,8 @@ func TestManual(t *testing.T) {
 	}
 
 	examples := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(manual, -1)
-	require.Len(t, examples, 8)
-	for _, e := range examples[:6] {
+	require.Len(t, examples, 10)
+	for _, e := range examples[:7] {
 		dir := t.TempDir()
 		for name, from := range map[string]string{"prometheus.yml": "", "alertmanager.yml": "testdata/files/least-alertmanager.yml", "secrets/search": "", "cluster.key": "testdata/files/cluster.key"} {
 			var b []byte

@@ -22,11 +22,16 @@ const defaultOutOfOrder = 2 * time.Hour
 
 func (l *loader) prometheus(cfg *Config, doc *section, v *yaml.Node) {
 	s := builtinSection("built-in prometheus", builtinPrometheusFor(l.self), doc.dir)
+	if cfg.ConfigFrom != nil && l.own == nil {
+		// What is to be scraped is in the bucket, and until it comes from there that is nothing.
+		s = builtinSection("built-in prometheus", "", doc.dir)
+	}
 	if v != nil {
 		if s = l.outside(doc, sectionPrometheus, v); s == nil {
 			return
 		}
 	}
+	l.prom = s
 	p := &promReader{loader: l, section: s}
 	cfg.Prometheus = p.read()
 	l.take(s)

@@ -15,7 +15,7 @@ var (
 	// secretKey matches fields whose value, or anything below it, is secret.
 	// It errs on the side of hiding: a hidden harmless value costs a look into
 	// the file, a shown secret cannot be taken back.
-	secretKey = regexp.MustCompile(`(?i)(passw|secret|token|credential|api_?key|apikey|_key$|^key$|webhook_url|api_url|^headers$|header$|^http_headers$|^incidentio|^passphrase$)`)
+	secretKey = regexp.MustCompile(`(?i)(passw|secret|token|credential|api_?key|apikey|_key$|^key$|webhook_url|api_url|^headers$|header$|^http_headers$|^incidentio|^passphrase$|^privatekey$|^service_account$|connection_string$|^access_key_id$)`)
 	// authKey matches fields that are structures holding a secret; whoever
 	// writes a plain value there wrote the secret itself.
 	authKey = regexp.MustCompile(`^(basic_auth|authorization|oauth2|sigv4|azuread|google_iam|tls_config|http_config)$`)

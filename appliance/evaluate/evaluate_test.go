@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) {
 	// memberlist does not wait for a probe that is under way; it ends by its timeout.
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probe"))
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/baidubce/bce-sdk-go/util/log.NewLogger.func1"), goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probe"))
 }
 
 // counted counts the queriers that are open.

@@ -30,7 +30,10 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// A client library of object storage starts one as soon as it is loaded.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/baidubce/bce-sdk-go/util/log.NewLogger.func1"))
+}
 
 // allow is one item of an allow list.
 func allow(t testing.TB, match string, keep ...string) config.Metric {

@@ -40,6 +40,8 @@ type coverage struct {
 	missing []store.Interval
 	// healed are the times of which it has a target's data though its own `up` says otherwise, by the target's labels.
 	healed map[string][]store.Interval
+	// archive says that it is no replica, but object storage.
+	archive bool
 }
 
 // has is what of an interval it can be asked for.
@@ -113,6 +115,14 @@ type known struct {
 type peer struct {
 	mesh.Member
 	coverage
+}
+
+// String says who it is, for messages.
+func (p peer) String() string {
+	if p.archive {
+		return "the bucket"
+	}
+	return "replica " + p.Name
 }
 
 // others are the replicas that can be asked, the best first: of another zone, complete, and among equals another one

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime"
 	"slices"
 	"sync"
@@ -89,9 +90,11 @@ type Store interface {
 	Held() []store.Held
 	Drop(id uint64)
 	Release(ctx context.Context, id uint64) error
+	// Spare refuses with store.ErrNoSpace when data that are elsewhere anyway should not take more of the disk.
+	Spare() error
 }
 
-// Options are what healing needs. All are mandatory but for Mesh.
+// Options are what healing needs. All are mandatory but for Mesh and Archive.
 type Options struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -99,6 +102,8 @@ type Options struct {
 	Ledger     *store.Ledger
 	// Mesh is nil where there are no other replicas.
 	Mesh Mesh
+	// Archive is nil where there is no object storage.
+	Archive Archive
 	// Zone is this replica's.
 	Zone string
 	// External are the labels that a reader sees on all series.
@@ -125,9 +130,10 @@ type Heal struct {
 	running atomic.Bool
 	since   time.Time // When it began to run.
 	recalls time.Time // When those that have come were asked.
-	// stall and maxBytes bound an answer: healStall and maxPartBytes.
+	// stall and maxBytes bound an answer: healStall and maxPartBytes; patience is lonely.
 	stall    time.Duration
 	maxBytes int64
+	patience time.Duration
 
 	observed observed
 
@@ -154,6 +160,7 @@ func New(o Options) (*Heal, error) {
 	m := newMetrics(o.Registerer)
 	h := &Heal{
 		opts: o, logger: o.Logger, metrics: m, backoff: map[string]backoff{}, stall: healStall, maxBytes: maxPartBytes,
+		patience: lonely,
 		ask: &asker{
 			mesh: o.Mesh, logger: o.Logger, metrics: m, zone: func() string { return o.Zone },
 			punished: map[string]time.Time{}, failed: map[string]int{}, known: map[string]known{},
@@ -343,19 +350,20 @@ func (h *Heal) due(g *store.Gap) []store.Interval {
 
 // fillReplica fills a gap of everything, the newest part first.
 func (h *Heal) fillReplica(ctx context.Context, g store.Gap) error {
-	if h.alone() {
+	if h.alone() && h.opts.Archive == nil {
 		return h.lose(g, g.Missing)
 	}
 	parts := h.due(&g)
 	if len(parts) == 0 {
 		return nil
 	}
-	peers, complete := h.ask.coverages(ctx, everything())
-	if len(peers) == 0 {
-		if complete && time.Since(h.since) > lonely {
-			return h.lose(g, parts) // Nobody was ever there. Who comes is asked.
+	var peers []peer
+	complete, late := true, time.Since(h.since) > h.patience
+	if !h.alone() {
+		peers, complete = h.ask.coverages(ctx, everything())
+		if len(peers) == 0 && !late {
+			return errWait
 		}
-		return errWait
 	}
 	// Who gives wrong answers does not count as having anything, as long as there is somebody else.
 	if honest := h.ask.honest(peers); len(honest) > 0 {
@@ -370,18 +378,36 @@ func (h *Heal) fillReplica(ctx context.Context, g store.Gap) error {
 		}
 	}
 	var waits, work []piece
+	waited := int64(math.MinInt64) // The end of the last window that the bucket has something of, and that has to wait.
 	for _, part := range parts {
 		for _, p := range share(part, peers) {
-			switch {
-			case len(p.peers) > 0:
+			if len(p.peers) > 0 {
 				work = append(work, cut(p, h.opts.Window)...)
-			case complete:
-				work = append(work, h.remains(p, peers)...)
-			default:
+				continue
+			}
+			if !complete && !late {
 				waits = append(waits, p)
+				continue
+			}
+			// The bucket is the last that is asked: when all others were, or have not come for a while.
+			whole, others, rest, known := h.stored(p)
+			work = append(work, whole...)
+			switch {
+			case !complete || h.opts.Archive != nil && !known && !late:
+				waits = append(append(waits, others...), rest...)
+				for _, o := range others {
+					waited = max(waited, o.To)
+				}
+			default:
+				work = append(work, others...)
+				for _, r := range rest {
+					work = append(work, h.remains(r, peers)...)
+				}
 			}
 		}
 	}
+	// Queries ask the bucket for what is older than all local data: no window may be left out on the way back.
+	work = slices.DeleteFunc(work, func(p piece) bool { return p.To <= waited && len(p.peers) > 0 && p.peers[0].archive })
 	slices.SortFunc(work, func(a, b piece) int { return cmp.Compare(b.From, a.From) })
 	run := h.begin(g, work)
 	defer h.finish(run)
@@ -390,7 +416,15 @@ func (h *Heal) fillReplica(ctx context.Context, g store.Gap) error {
 		if len(p.peers) == 0 {
 			fill = h.gather
 		}
-		if err := fill(ctx, g, p, peers, run); err != nil {
+		err := fill(ctx, g, p, peers, run)
+		if errors.Is(err, errNothing) {
+			if !complete {
+				waits = append(waits, p)
+				continue
+			}
+			err = h.gather(ctx, g, p, peers, run)
+		}
+		if err != nil {
 			return err
 		}
 		run.part(p.Interval)
@@ -419,22 +453,30 @@ func (h *Heal) remains(p piece, peers []peer) []piece {
 }
 
 // gather fills a part that no replica has whole with what each of them has. They were all asked, so that what is missing
-// then is nowhere.
+// then is nowhere. So is the bucket, where windows are that nobody had whole.
 func (h *Heal) gather(ctx context.Context, g store.Gap, p piece, peers []peer, run *run) error {
+	asked := namesOf(peers)
 	// Nobody had it whole, so that it counts as lost, whatever came together: who comes later may have more.
 	fill := store.Fill{Interval: p.Interval, At: time.Now()}
+	_, others, _, known := h.stored(p)
+	if known {
+		asked = append(asked, fromArchive)
+	}
+	if len(others) == 1 && others[0].Interval == p.Interval {
+		peers = append(slices.Clip(peers), archived())
+	}
 	for _, who := range peers {
-		if p.To <= who.oldest {
+		if p.To <= who.oldest && !who.archive {
 			continue
 		}
 		got, err := h.take(ctx, who, all(p.Interval), store.GapReplica, nil, run)
-		if err != nil {
-			return fmt.Errorf("gather what replica %s has: %w", who.Name, err)
+		if err != nil && !errors.Is(err, errNothing) {
+			return fmt.Errorf("gather what %s has: %w", who, err)
 		}
 		fill.Series, fill.Samples = max(fill.Series, got.Series), fill.Samples+got.Samples
 	}
 	h.metrics.runs.WithLabelValues(runNobody).Inc()
-	return h.opts.Ledger.Filled(g.ID, fill, namesOf(peers)...)
+	return h.opts.Ledger.Filled(g.ID, fill, asked...)
 }
 
 func namesOf(peers []peer) []string {
@@ -445,13 +487,15 @@ func namesOf(peers []peer) []string {
 	return names
 }
 
-// recall opens what was lost anew when a replica has come that was not asked, and has that time.
+// recall opens what was lost anew when a replica has come that was not asked, and has that time, or when it has become known that the
+// bucket has it.
 func (h *Heal) recall(ctx context.Context) {
-	if h.alone() || time.Since(h.recalls) < again {
+	if h.alone() && h.opts.Archive == nil || time.Since(h.recalls) < again {
 		return
 	}
 	h.recalls = time.Now()
 	var peers []peer
+	asked, known := h.alone(), h.opts.Archive != nil
 	for _, g := range h.opts.Ledger.Gaps() {
 		if g.Kind != store.GapReplica || g.State == store.GapOpen {
 			continue
@@ -460,10 +504,17 @@ func (h *Heal) recall(ctx context.Context) {
 			if f.Replica != "" {
 				continue
 			}
-			if peers == nil {
-				if peers, _ = h.ask.coverages(ctx, everything()); len(peers) == 0 {
-					return
+			if known && !slices.Contains(g.Asked, fromArchive) {
+				var whole []piece
+				if whole, _, _, known = h.stored(piece{Interval: f.Interval}); len(whole) > 0 {
+					h.logger.Info("the bucket has what was lost", "gap", g.ID)
+					h.opts.Ledger.Reopen(g.ID, store.Interval{From: whole[0].From, To: whole[len(whole)-1].To})
+					break
 				}
+			}
+			if !asked {
+				peers, _ = h.ask.coverages(ctx, everything())
+				asked = true
 			}
 			for _, p := range peers {
 				if parts := p.has(f.Interval); len(parts) > 0 && !slices.Contains(g.Asked, p.Name) {
@@ -511,25 +562,35 @@ func cut(p piece, window time.Duration) (parts []piece) {
 	return parts
 }
 
-// fillPiece fills a part of a gap that lies within one block, from the first replica that has it and answers well.
+// fillPiece fills a part of a gap that lies within one block, from the first replica that has it and answers well, or else from the
+// bucket.
 func (h *Heal) fillPiece(ctx context.Context, g store.Gap, p piece, _ []peer, run *run) error {
-	// What they have healed themselves they had before they are asked for it.
-	views, _ := h.views(ctx, p.Interval, nil)
+	var views []view
+	if !p.peers[0].archive {
+		// What they have healed themselves they had before they are asked for it.
+		views, _ = h.views(ctx, p.Interval, nil)
+	}
 	var errs []error
-	for _, who := range p.peers {
+	for n := 0; n < len(p.peers); n++ {
+		who := p.peers[n]
 		got, err := h.take(ctx, who, all(p.Interval), store.GapReplica, nil, run)
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, store.ErrNoSpace) {
+			if ctx.Err() != nil || errors.Is(err, store.ErrNoSpace) || errors.Is(err, errNothing) && n == 0 {
 				return err
 			}
-			errs = append(errs, fmt.Errorf("replica %s: %w", who.Name, err))
+			if !errors.Is(err, errNothing) {
+				errs = append(errs, fmt.Errorf("%s: %w", who, err))
+			}
+			if n == len(p.peers)-1 && !who.archive && h.wholly(p.Interval) {
+				p.peers = append(slices.Clip(p.peers), archived())
+			}
 			continue
 		}
 		// What that replica did not reach either, and another one did.
 		for _, e := range h.exceptions(p, who, views) {
 			more, err := h.take(ctx, e.who, e.request(p.Interval), store.GapReplica, e.skip, run)
 			if err != nil {
-				return fmt.Errorf("fill targets that replica %s did not reach: %w", who.Name, err)
+				return fmt.Errorf("fill targets that %s did not reach: %w", who, err)
 			}
 			got.Samples += more.Samples
 		}
@@ -550,6 +611,9 @@ func all(i store.Interval) request {
 
 // take imports what one replica answers.
 func (h *Heal) take(ctx context.Context, who peer, r request, kind store.GapKind, skip func(labels.Labels) bool, run *run) (store.Imported, error) {
+	if who.archive {
+		return h.takeArchived(ctx, r.interval, run)
+	}
 	r.shift, r.stall, r.maxBytes = who.shift, h.stall, h.maxBytes
 	answer, err := h.ask.series(ctx, who.Name, r)
 	if err != nil {

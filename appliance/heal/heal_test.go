@@ -67,6 +67,9 @@ type trialOptions struct {
 	seeds  []string
 	window time.Duration
 	groups []*rules.Group
+	// alone is without a mesh.
+	alone   bool
+	archive Archive
 }
 
 // newTrial starts a replica.
@@ -102,21 +105,14 @@ func newTrial(t *testing.T, name string, o trialOptions) *trial {
 		Retention: func() time.Duration { return 24 * time.Hour },
 	})
 	require.NoError(t, err)
-	x.mesh, err = mesh.New(mesh.Options{
-		Logger: slog.New(slog.DiscardHandler), Registerer: reg, Config: cfg, Dir: filepath.Join(x.dir, "mesh"),
-		ListenAddress: "127.0.0.1:0", GRPCListenAddress: "127.0.0.1:0",
-	})
-	require.NoError(t, err)
-	x.Heal, err = New(Options{
-		Logger: logger, Registerer: reg, Store: x.store, Ledger: x.ledger, Mesh: x.mesh, Zone: cfg.Replica.Zone,
+	ho := Options{
+		Logger: logger, Registerer: reg, Store: x.store, Ledger: x.ledger, Archive: o.archive, Zone: cfg.Replica.Zone,
 		External: func() labels.Labels { return labels.FromStrings("replica", name) },
 		Settle:   settle, Groups: func() []*rules.Group { return x.groups }, Window: o.window,
 		Engine: promql.NewEngine(promql.EngineOpts{MaxSamples: 1e7, Timeout: time.Minute}),
-	})
-	require.NoError(t, err)
+	}
 	meshed := make(chan error, 1)
-	go func() { meshed <- x.mesh.Run(ctx) }()
-	require.NoError(t, x.mesh.WaitReady(t.Context()))
+	meshed <- nil
 	x.rest = func() {}
 	t.Cleanup(func() {
 		x.rest()
@@ -125,6 +121,22 @@ func newTrial(t *testing.T, name string, o trialOptions) *trial {
 		require.NoError(t, <-stored)
 		require.NoError(t, x.store.Close())
 	})
+	if o.alone {
+		x.Heal, err = New(ho)
+		require.NoError(t, err)
+		return x
+	}
+	x.mesh, err = mesh.New(mesh.Options{
+		Logger: slog.New(slog.DiscardHandler), Registerer: reg, Config: cfg, Dir: filepath.Join(x.dir, "mesh"),
+		ListenAddress: "127.0.0.1:0", GRPCListenAddress: "127.0.0.1:0",
+	})
+	require.NoError(t, err)
+	ho.Mesh = x.mesh
+	x.Heal, err = New(ho)
+	require.NoError(t, err)
+	require.NoError(t, <-meshed)
+	go func() { meshed <- x.mesh.Run(ctx) }()
+	require.NoError(t, x.mesh.WaitReady(t.Context()))
 	return x
 }
 

@@ -25,7 +25,21 @@ type Card struct {
 	Started time.Time `json:"s,omitzero"`
 	// Completeness says how much of its data it has, from 0 to 1.
 	Completeness float64 `json:"d"`
+	// Config is where it stands with the configuration from the bucket; empty where that does not come from there.
+	Config CardConfig `json:"k,omitzero"`
 }
+
+// CardConfig is how a member tells where it stands with the configuration from the bucket.
+type CardConfig struct {
+	// Hash is the beginning of the hash of what is in force, Seen of what is in the bucket; "" for none.
+	Hash string `json:"h,omitempty"`
+	Seen string `json:"n,omitempty"`
+	// State is applied, refused or waiting.
+	State string `json:"s,omitempty"`
+}
+
+// largestConfig is the longest that it can become.
+var largestConfig = CardConfig{Hash: "0123456789ab", Seen: "0123456789ab", State: "applied"}
 
 // encodeCard packs a card into what memberlist takes as metadata, at most 512 bytes.
 func encodeCard(c Card) ([]byte, error) {
@@ -56,7 +70,7 @@ func decodeCard(b []byte) (Card, error) {
 	if err := json.Unmarshal(b, &c); err != nil {
 		return Card{}, errCard
 	}
-	for _, s := range []string{c.Cluster, c.Zone, c.HTTP, c.GRPC, c.Version} {
+	for _, s := range []string{c.Cluster, c.Zone, c.HTTP, c.GRPC, c.Version, c.Config.Hash, c.Config.Seen, c.Config.State} {
 		if s != printable(s, memberlist.MetaMaxSize) {
 			return Card{}, errCard
 		}

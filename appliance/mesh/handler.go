@@ -27,6 +27,15 @@ type memberAnswer struct {
 	RTT          float64   `json:"rtt_seconds"`
 	ClockSkew    float64   `json:"clock_skew_seconds"`
 	LastContact  time.Time `json:"last_contact,omitzero"`
+	// Config is absent where the configuration does not come from the bucket.
+	Config *configAnswer `json:"config,omitempty"`
+}
+
+// configAnswer has the beginnings of two hashes: of what is in force, and of what is in the bucket.
+type configAnswer struct {
+	Hash  string `json:"hash"`
+	Seen  string `json:"seen_hash"`
+	State string `json:"state"`
 }
 
 // Handler answers a GET with the cluster's name and its members, those that left or died in the last day too.
@@ -48,6 +57,9 @@ func Serve(name string, members func() []Member) http.Handler {
 				Alive: e.Alive, Left: e.Left, Self: e.Self,
 				RTT: e.RTT.Seconds(), ClockSkew: e.ClockSkew.Seconds(), LastContact: e.LastContact.UTC(),
 			})
+			if c := e.Card.Config; c != (CardConfig{}) {
+				a.Members[len(a.Members)-1].Config = &configAnswer{Hash: c.Hash, Seen: c.Seen, State: c.State}
+			}
 		}
 		w.Header().Set("Content-Type", "application/json")
 		// The client may be gone.

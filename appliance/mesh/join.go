@@ -40,6 +40,7 @@ type joiner struct {
 	targets map[string]*target
 	seeds   []string // As they were last found.
 	looked  bool     // The configured peers were looked up once.
+	found   bool     // SetFound was called.
 	warned  bool     // That nobody answers.
 	hurried time.Time
 
@@ -49,13 +50,15 @@ type joiner struct {
 
 // target is an address where a peer is or was.
 type target struct {
-	seed, seen bool
-	next       time.Time
-	tries      int // Failures since it last answered.
-	refused    int // Those of them in which it hung up.
-	busy       bool
-	greet      bool      // It is a member, and we have not exchanged our states since it came.
-	answered   time.Time // When it last answered.
+	seed, seen, found bool // It is configured, was a member, was given to SetFound.
+	gone              bool // It was configured or found before.
+
+	next     time.Time
+	tries    int // Failures since it last answered.
+	refused  int // Those of them in which it hung up.
+	busy     bool
+	greet    bool      // It is a member, and we have not exchanged our states since it came.
+	answered time.Time // When it last answered.
 }
 
 // begin marks a target as being asked. It says whether that is to be the greeting: one that is asked for from now on
@@ -151,18 +154,38 @@ func (j *joiner) resolve(ctx context.Context) {
 
 // setSeeds replaces the addresses of the configured peers. It is called with the lock held.
 func (j *joiner) setSeeds(addresses []string) {
+	j.replace(addresses, func(t *target) *bool { return &t.seed })
+	j.seeds = addresses
+}
+
+// forget drops a target that nobody names any more, once it is not being asked. It is called with the lock held.
+func (j *joiner) forget(address string, t *target) {
+	if t.gone && !t.seed && !t.seen && !t.found && !t.busy && j.targets[address] == t {
+		delete(j.targets, address)
+	}
+}
+
+// setFound replaces the addresses that somebody else found.
+func (j *joiner) setFound(addresses []string) {
+	addresses = addresses[:min(len(addresses), maxSeeds)]
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.replace(addresses, func(t *target) *bool { return &t.found })
+	j.found = true
+}
+
+// replace makes addresses those whose targets bear a mark. It is called with the lock held.
+func (j *joiner) replace(addresses []string, mark func(*target) *bool) {
 	for a, t := range j.targets {
-		if t.seed && !slices.Contains(addresses, a) {
-			t.seed = false
-			if !t.seen && !t.busy {
-				delete(j.targets, a)
-			}
+		if *mark(t) && !slices.Contains(addresses, a) {
+			*mark(t) = false
+			t.gone = true
+			j.forget(a, t)
 		}
 	}
 	for _, a := range addresses {
-		j.aim(a).seed = true
+		*mark(j.aim(a)) = true
 	}
-	j.seeds = addresses
 }
 
 // run joins until ctx ends, or another replica with our name turns out to live.
@@ -202,7 +225,7 @@ func (j *joiner) ripe(since time.Duration) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !j.looked {
+	if !j.looked || j.m.awaitsFound && !j.found {
 		return
 	}
 	for a := range j.targets {
@@ -333,6 +356,7 @@ func (j *joiner) asked(address string, t *target, greet bool, err error) {
 		}
 	}
 	warn := refused && t.refused >= 3
+	j.forget(address, t)
 	j.mu.Unlock()
 
 	if err == nil {

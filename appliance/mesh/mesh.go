@@ -68,6 +68,8 @@ type Mesh struct {
 	name    string
 	cluster string
 	keyed   bool
+	// awaitsFound says that somebody looks for peers beside us, see SetFound.
+	awaitsFound bool
 
 	metrics   *metrics
 	refusals  *refusals
@@ -127,10 +129,13 @@ func New(opts Options) (_ *Mesh, err error) {
 		return nil, fmt.Errorf("create the mesh's directory: %w", err)
 	}
 	m := &Mesh{
-		logger:   opts.Logger,
-		name:     cfg.Replica.Name,
-		cluster:  cfg.Cluster.Name,
-		keyed:    len(cfg.ClusterKeys) > 0,
+		logger:  opts.Logger,
+		name:    cfg.Replica.Name,
+		cluster: cfg.Cluster.Name,
+		keyed:   len(cfg.ClusterKeys) > 0,
+
+		awaitsFound: cfg.Cluster.Rendezvous != "",
+
 		recard:   make(chan struct{}, 1),
 		reseed:   make(chan struct{}, 1),
 		ready:    make(chan struct{}),
@@ -208,7 +213,7 @@ func (m *Mesh) makeCard(opts Options) error {
 	}
 	// The longest that it can become.
 	largest := m.card
-	largest.Completeness = 0.1234
+	largest.Completeness, largest.Config = 0.1234, largestConfig
 	if _, err := encodeCard(largest); err != nil {
 		return err
 	}
@@ -365,6 +370,14 @@ func (m *Mesh) Prepare(cfg *config.Config) (apply func() error, err error) {
 	}, nil
 }
 
+// SetFound gives the addresses, ip:port, at which somebody else found peers, in place of those that it gave before. Where
+// the configuration has a rendezvous, the mesh waits for the first call before it takes itself for alone, as long as it
+// waits for peers that do not answer.
+func (m *Mesh) SetFound(addresses []string) { m.join.setFound(addresses) }
+
+// Address is where the other replicas reach this one's gossip, ip:port.
+func (m *Mesh) Address() string { return m.wire.advertise.String() }
+
 // setRing makes keys those of the ring, the first the one to send with.
 func setRing(ring *memberlist.Keyring, keys [][]byte) error {
 	holds := func(list [][]byte, key []byte) bool {
@@ -517,11 +530,19 @@ func (m *Mesh) Conn(member string) (grpc.ClientConnInterface, error) {
 
 // SetCompleteness tells the others how much of its data this replica has, from 0 to 1.
 func (m *Mesh) SetCompleteness(c float64) {
-	c = max(0, min(c, 1))
+	m.changeCard(func(card *Card) { card.Completeness = max(0, min(c, 1)) })
+}
+
+// SetConfig tells the others where this replica stands with the configuration from the bucket.
+func (m *Mesh) SetConfig(c CardConfig) {
+	m.changeCard(func(card *Card) { card.Config = c })
+}
+
+func (m *Mesh) changeCard(change func(*Card)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	card := m.card
-	card.Completeness = c
+	change(&card)
 	packed, err := encodeCard(card)
 	if err != nil || slices.Equal(packed, m.packed) {
 		return // It fits, as New has seen; what is not a number does not.

@@ -197,6 +197,12 @@ func withReach(r *http.Request) (*http.Request, error) {
 	stripped := *r
 	stripped.URL = &url.URL{Path: strings.TrimPrefix(r.URL.Path, apiPrefix)}
 	local := !isComposed(&stripped)
+	if stripped.URL.Path == "/query_range" || stripped.URL.Path == "/query" {
+		var err error
+		if r, err = withResolution(r); err != nil {
+			return nil, err
+		}
+	}
 	if given := r.Form["local"]; !local && len(given) > 0 {
 		switch given[0] {
 		case "true", "1":

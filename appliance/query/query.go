@@ -60,6 +60,8 @@ type Store interface {
 	v1.TSDBAdminStats
 	// Local is the data of this machine alone; federation serves only that.
 	Local() storage.Queryable
+	// Oldest is the time of the oldest local sample, in Unix milliseconds.
+	Oldest() (int64, error)
 }
 
 // RemoteRead bounds one remote read request; zero means upstream's default.
@@ -82,6 +84,8 @@ type Options struct {
 	Gaps Gaps
 	// Peers are asked for what this replica's data lack; nil means that there are no others.
 	Peers Peers
+	// Archive has what is older than the local data; nil means that nothing has.
+	Archive Archive
 	// Engine is EnginePrometheus (default) or EngineThanos.
 	Engine string
 
@@ -269,6 +273,9 @@ func New(o Options) (*Query, error) {
 		q.answers = newThanos(opts, q.engine)
 	}
 	q.composed = newQueryable(&q.o)
+	if o.Archive != nil {
+		q.composed = newArchived(q.composed, &q.o)
+	}
 	q.api = q.newAPI()
 	q.federate = q.newFederate()
 	return q, nil
@@ -331,6 +338,14 @@ func (q *Query) Engine() promql.QueryEngine { return bounded{q.answers, q.subque
 
 // Queryable is what people and rules read: the store's data, and other replicas' where the store has a gap.
 func (q *Query) Queryable() storage.Queryable { return q.composed }
+
+// RulesQueryable is the same for rules, which do not wait for the archive for long.
+func (q *Query) RulesQueryable() storage.Queryable {
+	if a, ok := q.composed.(*archived); ok {
+		return a.forRules()
+	}
+	return q.composed
+}
 
 // Notifications is the list shown by /api/v1/notifications: the appliance adds
 // what the operator should see, such as a reload that was refused.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -28,7 +29,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/baidubce/bce-sdk-go/util/log.NewLogger.func1"))
 }
 
 // testStore is a real database that counts the queriers it has handed out.
@@ -415,3 +416,6 @@ func TestEngineAnswersWithoutHTTP(t *testing.T) {
 		t.Errorf("result %v, error %v", res.Value, res.Err)
 	}
 }
+
+// Oldest is that of all: nothing is in an archive.
+func (*testStore) Oldest() (int64, error) { return math.MinInt64, nil }

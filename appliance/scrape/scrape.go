@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/prometheus/scrape"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/util/logging"
+	"github.com/thanos-io/objstore"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
@@ -46,6 +47,9 @@ type Options struct {
 	SDMetrics map[string]discovery.DiscovererMetrics
 	// Appendable takes the samples. It must be ready before Run.
 	Appendable storage.Appendable
+	// Bucket is what bucket_sd_configs reads; nil where there is none. BucketDir keeps its last good targets.
+	Bucket    objstore.BucketReader
+	BucketDir string
 	// Manager are upstream's own options, for its feature flags.
 	Manager scrape.Options
 }
@@ -71,6 +75,14 @@ func New(opts Options) (*Scrape, error) {
 	if s.host, err = newHostMetrics(opts.Logger); err != nil {
 		cancel()
 		return nil, err
+	}
+	if kind, ok := config.BucketDiscoveryOf(opts.SDMetrics); ok && opts.Bucket != nil {
+		targets, err := newBucketTargets(opts.Bucket, opts.BucketDir, opts.Registerer)
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+		kind.New = targets.discoverer
 	}
 	s.discovery = discovery.NewManager(ctx, opts.Logger, opts.Registerer,
 		opts.SDMetrics, discovery.Name("scrape"), discovery.Updatert(quick))

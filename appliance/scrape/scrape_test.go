@@ -28,7 +28,10 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/scrape"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// Baidu's client, which objstore brings along, starts a logger when it is loaded.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/baidubce/bce-sdk-go/util/log.NewLogger.func1"))
+}
 
 // serve runs a real HTTP server for the test.
 func serve(t *testing.T, h http.Handler) (address string) {

@@ -328,6 +328,9 @@ func (s *Store) excluded(meta *tsdb.BlockMeta) bool {
 	if f := s.opts.BlockCompactionExcludeFunc; f != nil && f(meta) {
 		return true
 	}
+	if s.holds(meta) {
+		return true
+	}
 	if !meta.Compaction.FromOutOfOrder() {
 		return false
 	}

@@ -91,7 +91,7 @@ type Gap struct {
 // Fill is one part of a gap that was closed with another replica's data, or found to be nowhere.
 type Fill struct {
 	Interval
-	// Replica and Zone say whose data it is: "" when nobody had any.
+	// Replica and Zone say whose data it is: "" when nobody had any, or not whole; "bucket" when it came from object storage.
 	Replica string `json:"replica"`
 	Zone    string `json:"zone"`
 	// Series and Samples are what was written; of all Targets, where several were filled together.

@@ -32,8 +32,8 @@ const (
 	importReservePercent = 2
 )
 
-// ErrNoSpace means that an import was refused or given up since the disk is nearly full.
-var ErrNoSpace = errors.New("not enough disk space to import")
+// ErrNoSpace means that something was refused or given up since the disk is nearly full.
+var ErrNoSpace = errors.New("not enough disk space")
 
 // ImportOptions configures an import. The zero value is that of a gap of everything but health series.
 type ImportOptions struct {
@@ -44,6 +44,11 @@ type ImportOptions struct {
 	Match labels.Labels
 	// Skip tells which series to leave out besides. Nil: none.
 	Skip func(labels.Labels) bool
+	// Block says that all has to be there at once, so that nothing of it goes to the head.
+	Block bool
+	// JoinedFrom and JoinedTo say of an end of the interval that our own data beyond it came from where these come from: they are as
+	// they were there, without a guard in between.
+	JoinedFrom, JoinedTo bool
 	// Yield is called every few hundred series and may block. Its error ends the import. Nil: none.
 	Yield func(context.Context) error
 	// Progress is told now and then how many series and samples were taken since the last call. Nil: nobody is.
@@ -146,7 +151,7 @@ func (im *importer) intoHead() bool {
 	window := im.s.settings.oooWindow.Milliseconds()
 	im.s.mtx.Unlock()
 	head := im.db.Head()
-	if window <= 0 || im.s.remoteWrite.Load() || head.MinTime() == math.MaxInt64 {
+	if im.o.Block || window <= 0 || im.s.remoteWrite.Load() || head.MinTime() == math.MaxInt64 {
 		return false
 	}
 	return im.in.To-im.in.From <= maxHeadImport && im.in.From >= head.MaxTime()-window+window/20
@@ -154,7 +159,7 @@ func (im *importer) intoHead() bool {
 
 // read goes through what the other replica has.
 func (im *importer) read(ctx context.Context, foreign ForeignSet) error {
-	if err := im.own.open(ctx, im.s.local, im.in, im.o.Match); err != nil {
+	if err := im.own.open(ctx, im.s.local, im.in, im.o); err != nil {
 		return err
 	}
 	var before labels.Labels
@@ -430,15 +435,11 @@ func (h *headImport) end(err error) error {
 
 // room refuses when fewer bytes than the reserve would be left on the disk after need more.
 func (s *Store) room(need int64) error {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(s.opts.Dir, &st); err != nil {
-		return fmt.Errorf("look at the free disk space: %w", err)
+	free, size, err := s.opts.disk(s.opts.Dir)
+	if err != nil {
+		return err
 	}
-	var (
-		block   = uint64(st.Bsize)
-		free    = int64(min(st.Bavail*block, math.MaxInt64))
-		reserve = max(importReserveBytes, int64(min(st.Blocks*block/100*importReservePercent, math.MaxInt64)))
-	)
+	reserve := max(importReserveBytes, size/100*importReservePercent)
 	if free-need < reserve {
 		return fmt.Errorf("%w: %d MiB are free, %d MiB are kept", ErrNoSpace, free>>20, reserve>>20)
 	}
@@ -456,15 +457,21 @@ type ownCursor struct {
 	from, to int64
 }
 
-func (c *ownCursor) open(ctx context.Context, local storage.Queryable, in Interval, match labels.Labels) error {
+func (c *ownCursor) open(ctx context.Context, local storage.Queryable, in Interval, o ImportOptions) error {
 	c.from, c.to = widen(in)
+	if o.JoinedFrom {
+		c.from = in.From + 1
+	}
+	if o.JoinedTo {
+		c.to = in.To - 1
+	}
 	q, err := local.Querier(c.from, c.to)
 	if err != nil {
 		return fmt.Errorf("open own data: %w", err)
 	}
 	c.q = q
 	ms := []*labels.Matcher{labels.MustNewMatcher(labels.MatchNotEqual, model.MetricNameLabel, "")}
-	for _, l := range match {
+	for _, l := range o.Match {
 		ms = append(ms, labels.MustNewMatcher(labels.MatchEqual, l.Name, l.Value))
 	}
 	// Upstream's trimming panics where there are tombstones, and is not needed: read looks at the times.

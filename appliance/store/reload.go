@@ -113,6 +113,10 @@ func (s *Store) tsdbOptions() *tsdb.Options {
 			maxBlock = min(maxBlock, st.retention/10)
 		}
 	}
+	var blocksToDelete tsdb.BlocksToDeleteFunc // Upstream's.
+	if s.hold != nil {
+		blocksToDelete = s.blocksToDelete
+	}
 	return &tsdb.Options{
 		WALSegmentSize:                 o.WALSegmentSizeBytes,
 		WALCompression:                 o.WALCompression,
@@ -134,6 +138,7 @@ func (s *Store) tsdbOptions() *tsdb.Options {
 		CompactionDelayMaxPercent:      o.CompactionDelayMaxPercent,
 		UseUncachedIO:                  o.UseUncachedIO,
 		BlockCompactionExcludeFunc:     s.excluded,
+		BlocksToDelete:                 blocksToDelete,
 		BlockReloadInterval:            o.BlockReloadInterval,
 		FeatureRegistry:                o.Features,
 	}

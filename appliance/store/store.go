@@ -95,6 +95,8 @@ type Options struct {
 
 	// isMount tells whether a directory is a mount point; tests replace it.
 	isMount func(dir string) (bool, error)
+	// disk tells how many bytes of the disk are free, and how many there are; tests replace it.
+	disk func(dir string) (free, size int64, err error)
 }
 
 func (o *Options) validate() error {
@@ -142,6 +144,9 @@ func (o *Options) validate() error {
 	if o.isMount == nil {
 		o.isMount = isMountPoint
 	}
+	if o.disk == nil {
+		o.disk = diskOf
+	}
 	abs, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return fmt.Errorf("resolve data directory %s: %w", o.Dir, err)
@@ -167,7 +172,9 @@ type Store struct {
 	tsdbMetrics *tsdbMetrics
 	lock        io.Closer
 
-	held heldMarkers
+	held   heldMarkers
+	oldest oldestOOO
+	hold   *hold // Nil without Hold.
 	// importing is held by the import that is under way.
 	importing sync.Mutex
 	strings   *interner

@@ -30,6 +30,8 @@ type grammar struct {
 	Run     runCmd     `cmd:"" help:"Run a replica: scrape, federate, store, evaluate rules, route alerts, answer queries."`
 	Check   checkCmd   `cmd:"" help:"Check a configuration file with everything that it names, and print every mistake at once."`
 	Cluster clusterCmd `cmd:"" help:"Prepare a cluster of replicas."`
+	Config  configCmd  `cmd:"" help:"Change the configuration that the replicas have from the bucket."`
+	Bucket  bucketCmd  `cmd:"" help:"Look at the blocks in the bucket."`
 	Version versionCmd `cmd:"" help:"Print the version, and those of the programs that are built in."`
 	Docs    docsCmd    `cmd:"" hidden:"" help:"Print a generated manual: cli or config."`
 }

@@ -216,8 +216,13 @@ func (b *bench) writeHistory(ctx context.Context, dir string, machines []machine
 
 // writeHistoryFrom writes blocks of the windows that are over, and the rest into the write-ahead log and the head's chunks.
 // It ends when it has reached the time that it gets again and again.
-func writeHistoryFrom(ctx context.Context, dir string, machines []machine, from time.Time, until func() time.Time, interval time.Duration) (h history, err error) {
+func writeHistoryFrom(ctx context.Context, dir string, machines []machine, from time.Time, until func() time.Time, interval time.Duration,
+	options ...func(*tsdb.Options),
+) (h history, err error) {
 	o := tsdb.DefaultOptions()
+	for _, set := range options {
+		set(o)
+	}
 	o.WALCompression = compression.Snappy
 	o.NoLockfile = true
 	db, err := tsdb.Open(dir, slog.New(slog.DiscardHandler), nil, o, nil)

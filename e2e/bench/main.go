@@ -44,16 +44,18 @@ type options struct {
 	pgo              string
 	pgoProfileLength time.Duration
 
-	thanos   string
-	notify   notifyOptions
-	heal     healOptions
-	rolling  rollingOptions
-	query    queryOptions
-	snapshot snapshotOptions
+	thanos    string
+	versitygw string
+	notify    notifyOptions
+	heal      healOptions
+	rolling   rollingOptions
+	query     queryOptions
+	snapshot  snapshotOptions
+	bucket    bucketOptions
 }
 
 // scenarioNames are all that there are; those of them that compare clusters are only run when they are named.
-var scenarioNames = []string{"idle", "start", "scrape", "replay", "notify", "heal", "rolling", "query", "snapshot"}
+var scenarioNames = []string{"idle", "start", "scrape", "replay", "notify", "heal", "rolling", "query", "snapshot", "bucket"}
 
 // bench is one run: the options, where to print, the directory that everything lies in.
 type bench struct {
@@ -85,7 +87,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.tocsin, "tocsin", env("TOCSIN", "bin/tocsin"), "tocsin binary (environment: TOCSIN)")
 	f.StringVar(&o.prometheus, "prometheus", env("PROMETHEUS", "bin/peers/prometheus"), "stock Prometheus binary (environment: PROMETHEUS)")
 	f.StringVar(&o.alertmanager, "alertmanager", env("ALERTMANAGER", "prometheus-alertmanager"), "stock Alertmanager binary (environment: ALERTMANAGER)")
-	f.StringVar(&o.thanos, "thanos", env("THANOS", "bin/peers/thanos"), "stock Thanos binary, for the scenario query (environment: THANOS)")
+	f.StringVar(&o.thanos, "thanos", env("THANOS", "bin/peers/thanos"), "stock Thanos binary, for the scenarios query and bucket (environment: THANOS)")
+	f.StringVar(&o.versitygw, "versitygw", env("VERSITYGW", "bin/peers/versitygw"), "S3 server, for the scenario bucket (environment: VERSITYGW)")
 	f.StringVar(&scenarios, "scenarios", env("BENCH_SCENARIOS", "idle,start,scrape,replay,notify"),
 		"scenarios to run, in this order, of "+strings.Join(scenarioNames, ", ")+" (environment: BENCH_SCENARIOS)")
 	f.BoolVar(&o.control, "control", false, "run the stock stack on both sides, to see the noise of the method on this machine")
@@ -106,6 +109,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	o.rolling.flags(f)
 	sides := o.query.flags(f)
 	o.snapshot.flags(f)
+	bucketParts := o.bucket.flags(f)
 	f.StringVar(&o.profiles, "profiles", "", "after the measured window, write a CPU profile of a minute and a heap profile of both sides into this directory")
 	f.StringVar(&o.pgo, "pgo", "", "measure nothing; collect a CPU profile of tocsin under load and replay and write it to this file")
 	f.DurationVar(&o.pgoProfileLength, "pgo-length", 4*time.Minute, "length of the profile under load")
@@ -125,8 +129,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		o.rolling.shorten()
 		o.query.shorten()
 		o.snapshot.shorten()
+		o.bucket.shorten()
 	}
-	if err := errors.Join(o.heal.check(), o.rolling.check(), o.query.check(*sides), o.snapshot.check()); err != nil {
+	if err := errors.Join(o.heal.check(), o.rolling.check(), o.query.check(*sides), o.snapshot.check(), o.bucket.check(*bucketParts)); err != nil {
 		return o, err
 	}
 	if err := o.notify.check(*parts, *replicas); err != nil {
@@ -183,7 +188,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	for _, s := range b.scenarios {
 		run := map[string]func(context.Context) error{
 			"idle": b.runIdle, "start": b.runStart, "scrape": b.runScrape, "replay": b.runReplay, "notify": b.runNotify,
-			"heal": b.runHeal, "rolling": b.runRolling, "query": b.runQuery, "snapshot": b.runSnapshot,
+			"heal": b.runHeal, "rolling": b.runRolling, "query": b.runQuery, "snapshot": b.runSnapshot, "bucket": b.runBucket,
 		}[s]
 		if err := run(ctx); err != nil {
 			return fmt.Errorf("scenario %s: %w", s, err)
@@ -202,7 +207,8 @@ func (b *bench) findBinaries() error {
 		{&b.tocsin, "-tocsin", "build it with make", !b.control},
 		{&b.prometheus, "-prometheus", "build it from e2e/peers", b.pgo == ""},
 		{&b.alertmanager, "-alertmanager", "install Debian's package prometheus-alertmanager", b.pgo == "" && b.needsAlertmanager()},
-		{&b.thanos, "-thanos", "build it with make peers", b.pgo == "" && slices.Contains(b.scenarios, "query")},
+		{&b.thanos, "-thanos", "build it with make peers", b.pgo == "" && (slices.Contains(b.scenarios, "query") || b.needsBucket("upload", "read", "memory"))},
+		{&b.versitygw, "-versitygw", "build it with make peers", b.pgo == "" && b.needsBucket("upload", "read")},
 	} {
 		if !f.needed {
 			continue
@@ -221,7 +227,9 @@ func (b *bench) findBinaries() error {
 
 // needsAlertmanager tells whether a scenario has the whole stock stack.
 func (o *options) needsAlertmanager() bool {
-	return slices.ContainsFunc(o.scenarios, func(s string) bool { return !slices.Contains([]string{"heal", "rolling", "query", "snapshot"}, s) })
+	return slices.ContainsFunc(o.scenarios, func(s string) bool {
+		return !slices.Contains([]string{"heal", "rolling", "query", "snapshot", "bucket"}, s)
+	})
 }
 
 // header tells the machine and the versions: a ratio without them cannot be compared later.

@@ -1,0 +1,562 @@
+package bucket
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/thanos-io/objstore"
+
+	"github.com/tocsin-io/tocsin/appliance/mesh"
+)
+
+const (
+	// lookTimeout bounds one look at the configuration in the bucket, and the one that the start waits for.
+	lookTimeout  = 2 * time.Minute
+	startTimeout = 10 * time.Second
+	// startPause is between two looks at a start, where no push says what is complete.
+	startPause = time.Second
+
+	// unsettled is how long a push may be under way, without anything changing, until what is there is refused.
+	unsettled = 2 * time.Minute
+	// tryAgain is how often a refused configuration is checked again: the reason may have been on this machine.
+	tryAgain = time.Minute
+
+	// An object whose time has not changed is taken for unchanged from an age on, for providers note the time in seconds and by
+	// clocks of their own; and everything is read again now and then all the same.
+	unchangedAge  = time.Minute
+	readAllAgain  = 10 * time.Minute
+	keptVersions  = 3
+	versionsName  = "versions"
+	liveName      = "live"
+	currentName   = "current"
+	beginningName = "beginning"
+)
+
+// The states of a configuration source.
+const (
+	// StateApplied says that what is in the bucket is in force here.
+	StateApplied = "applied"
+	// StateRefused says that what is in the bucket cannot be used; what ran goes on.
+	StateRefused = "refused"
+	// StateWaiting says that there is nothing to apply yet: the bucket is away or empty, or a push is under way.
+	StateWaiting = "waiting"
+)
+
+// SourceStatus is what the configuration API answers.
+type SourceStatus struct {
+	Prefix string `json:"prefix"`
+	// Hash is of the configuration in force, "" for none; SeenHash of that in the bucket.
+	Hash     string `json:"hash"`
+	SeenHash string `json:"seen_hash"`
+	// State is one of the State constants, Problem the reason where it is not StateApplied.
+	State   string `json:"state"`
+	Problem string `json:"problem,omitempty"`
+	// Since is when Hash or State became what they are, LastSuccess when the bucket was last read.
+	Since       time.Time `json:"since,omitzero"`
+	LastSuccess time.Time `json:"last_success,omitzero"`
+}
+
+// SourceOptions is what a Source needs. All but Tell and Members is required.
+type SourceOptions struct {
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	Bucket     objstore.BucketReader
+	// Prefix is where the configuration is in the bucket, with a slash at its end; Poll the time between two looks.
+	Prefix string
+	Poll   time.Duration
+	// Dir is where it is kept.
+	Dir string
+	// Check says what is wrong with the configuration in a folder, without changing anything.
+	Check func(dir string) error
+	// Apply puts the configuration in the Live folder into force. Where it fails, applied says whether that was after parts of it
+	// had come into force.
+	Apply func(context.Context) (applied bool, err error)
+	// Tell hands the others what is in force here.
+	Tell func(mesh.CardConfig)
+	// Members are the replicas, this one among them.
+	Members func() []mesh.Member
+}
+
+func (o *SourceOptions) validate() error {
+	if o.Logger == nil || o.Registerer == nil || o.Bucket == nil || o.Prefix == "" || o.Poll <= 0 || o.Dir == "" || o.Check == nil || o.Apply == nil {
+		return errors.New("configuration from the bucket: an option is missing")
+	}
+	if o.Tell == nil {
+		o.Tell = func(mesh.CardConfig) {}
+	}
+	if o.Members == nil {
+		o.Members = func() []mesh.Member { return nil }
+	}
+	return nil
+}
+
+// Source brings the configuration from the bucket: it is mirrored whole into a folder of its own, checked there, and then
+// put in the place that the process reads, whose path is always the same, so that rule groups keep their state and target files
+// their names. What cannot be used changes nothing.
+//
+//	DIR/versions/HASH/   the last few, each whole
+//	DIR/current          the hash of the last that was in force
+//	DIR/live/            what the process reads: a copy of one of them
+//
+// Begin and Run are called one after the other.
+type Source struct {
+	o      SourceOptions
+	logger *slog.Logger
+
+	last    look      // the last one that read everything
+	since   time.Time // when last.hash was seen first
+	refused struct {
+		hash string
+		at   time.Time
+	}
+	logged string // the problem that was logged last
+
+	mtx    sync.Mutex
+	status SourceStatus
+	live   bool // There is something to read in the live folder.
+}
+
+// look is what one look into the bucket saw.
+type look struct {
+	listed   listing
+	at       time.Time
+	complete bool // The times in listed are good enough to tell what has changed.
+	digests  map[string]string
+	hash     string
+	manifest *manifest
+	// unreadable says what is wrong with the manifest.
+	unreadable error
+	raw        string // of the manifest
+}
+
+// NewSource reads nothing yet.
+func NewSource(o SourceOptions) (*Source, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	s := &Source{o: o, logger: o.Logger, status: SourceStatus{
+		Prefix: o.Prefix, State: StateWaiting, Problem: "the bucket was not read yet", Since: time.Now(),
+	}}
+	if err := o.Registerer.Register(sourceMetrics{s}); err != nil {
+		return nil, fmt.Errorf("register the metrics of the configuration from the bucket: %w", err)
+	}
+	return s, nil
+}
+
+// Live is the folder with the configuration to read; ok is false while there is none.
+func (s *Source) Live() (dir string, ok bool) {
+	s.mtx.Lock()
+	defer s.mtx.Unlock()
+	return filepath.Join(s.o.Dir, liveName), s.live
+}
+
+// install puts a configuration where it is read; an empty one stands for none.
+func (s *Source) install(t tree) error {
+	if err := t.install(filepath.Join(s.o.Dir, liveName)); err != nil {
+		return err
+	}
+	s.mtx.Lock()
+	defer s.mtx.Unlock()
+	s.live = len(t) > 0
+	return nil
+}
+
+// Status is what is in force, and what is not.
+func (s *Source) Status() SourceStatus {
+	s.mtx.Lock()
+	defer s.mtx.Unlock()
+	return s.status
+}
+
+// Begin finds the configuration to start with: what is in the bucket or, where that is away, refused or not complete, the
+// last that was in force. It may be none. Its error is about this machine's disk.
+func (s *Source) Begin(ctx context.Context) error {
+	current := s.current()
+	t, waiting := s.firstLook(ctx, current)
+	if t != nil && t.hash() != current && s.read(beginningName) != t.hash() {
+		// Should the process not come up with it, the next start takes the last good one again.
+		if err := s.write(beginningName, t.hash()); err != nil {
+			return err
+		}
+		if err := s.take(t); err == nil {
+			s.set(StateApplied, t.hash(), t.hash(), "")
+			return nil
+		}
+		// What is wrong with it is logged once more by Run, which tries it again.
+		waiting = "what is in the bucket is refused"
+	}
+	if current == "" {
+		s.set(StateWaiting, "", "", cmp.Or(waiting, "nothing is there yet"))
+		return s.install(tree{})
+	}
+	last, err := s.version(current)
+	if err != nil {
+		return err
+	}
+	if err := s.install(last); err != nil {
+		return err
+	}
+	if waiting == "" && t != nil && t.hash() == current {
+		s.set(StateApplied, current, current, "")
+	} else {
+		s.set(StateWaiting, current, "", cmp.Or(waiting, "nothing is there"))
+	}
+	return nil
+}
+
+// firstLook waits a moment for what is in the bucket. Where it gives none, it says why.
+func (s *Source) firstLook(ctx context.Context, current string) (tree, string) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		l, t, err := s.look(ctx)
+		if err != nil {
+			s.logger.Warn("the configuration in the bucket cannot be read; the last good one is used until it can", "err", err)
+			return nil, err.Error()
+		}
+		s.mark(l)
+		if settled, _, waiting := s.judge(l, l.hash == current || s.since.Before(l.at)); settled {
+			return t, ""
+		} else if l.manifest != nil || l.unreadable != nil || len(l.digests) == 0 {
+			return nil, waiting
+		}
+		select {
+		case <-ctx.Done():
+			return nil, "what is in the bucket is not complete"
+		case <-time.After(startPause):
+		}
+	}
+}
+
+// Run keeps up with the bucket until ctx ends. The configuration of Begin is in force when it is called.
+func (s *Source) Run(ctx context.Context) error {
+	if hash := s.Status().Hash; hash != "" {
+		s.keep(hash)
+	}
+	for {
+		s.poll(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(s.o.Poll):
+		}
+	}
+}
+
+// poll looks once, and does what follows from it.
+func (s *Source) poll(ctx context.Context) {
+	looking, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	hash := s.Status().Hash
+	l, t, err := s.look(looking)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		s.problem(StateWaiting, s.Status().SeenHash, err.Error())
+		return
+	}
+	again := s.mark(l)
+	settled, refuse, waiting := s.judge(l, again)
+	switch {
+	case refuse != "":
+		s.problem(StateRefused, l.hash, refuse)
+	case !settled:
+		s.problem(StateWaiting, l.hash, waiting)
+	case l.hash == hash:
+		s.problem(StateApplied, hash, "")
+	case l.hash == s.refused.hash && time.Since(s.refused.at) < tryAgain:
+		// It is known, and may be checked again later.
+	default:
+		if t == nil { // Nothing has changed since it was refused.
+			s.last.complete = false
+			if l, t, err = s.look(looking); err != nil || l.hash != t.hash() {
+				return // The next look says what is wrong.
+			}
+		}
+		s.switchTo(ctx, t, l)
+	}
+}
+
+// switchTo applies a configuration, or goes on with the last one.
+func (s *Source) switchTo(ctx context.Context, t tree, l look) {
+	before := s.Status().Hash
+	s.set(StateWaiting, before, l.hash, "it is being applied")
+	applied, err := false, s.take(t)
+	if err == nil {
+		if applied, err = s.o.Apply(ctx); err != nil && applied {
+			err = fmt.Errorf("it is in force, but: %w", err)
+		}
+	}
+	if ctx.Err() != nil && err != nil {
+		return // The process stops; that says nothing about the configuration.
+	}
+	if !applied {
+		s.refused.hash, s.refused.at = l.hash, time.Now()
+		if back := s.back(before); back != nil {
+			err = errors.Join(err, back)
+		}
+		s.set(StateWaiting, before, l.hash, "")
+		s.problem(StateRefused, l.hash, err.Error())
+		return
+	}
+	s.refused.hash, s.logged = "", ""
+	s.keep(l.hash)
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	}
+	s.set(StateApplied, l.hash, l.hash, problem)
+	attrs := []any{"hash", ShortHash(l.hash), "files", len(t)}
+	if l.manifest != nil {
+		attrs = append(attrs, "pushed_by", l.manifest.Who, "pushed_at", l.manifest.When.UTC())
+	}
+	s.logger.Info("the configuration from the bucket is in force", attrs...)
+}
+
+// take checks a configuration and puts it where it is read.
+func (s *Source) take(t tree) error {
+	dir := filepath.Join(s.o.Dir, versionsName, t.hash())
+	if _, err := s.version(t.hash()); err != nil {
+		if err := t.writeDir(dir); err != nil {
+			return err
+		}
+	}
+	if err := s.o.Check(dir); err != nil {
+		return err
+	}
+	if err := s.install(t); err != nil {
+		return errors.Join(err, s.back(s.Status().Hash))
+	}
+	return nil
+}
+
+// back puts the last configuration where it is read, again.
+func (s *Source) back(hash string) error {
+	t := tree{}
+	if hash != "" {
+		var err error
+		if t, err = s.version(hash); err != nil {
+			return err
+		}
+	}
+	return s.install(t)
+}
+
+// version reads one of the kept ones; one that is not whole is an error.
+func (s *Source) version(hash string) (tree, error) {
+	t, err := readDir(filepath.Join(s.o.Dir, versionsName, hash))
+	if err == nil && t.hash() != hash {
+		err = fmt.Errorf("the copy of the configuration in %s is damaged", filepath.Join(s.o.Dir, versionsName, hash))
+	}
+	return t, err
+}
+
+// current is the last configuration that was in force, if its copy is whole; "" for none.
+func (s *Source) current() string {
+	hash := s.read(currentName)
+	if hash == "" || strings.ContainsAny(hash, `/\.`) {
+		return ""
+	}
+	if _, err := s.version(hash); err != nil {
+		s.logger.Warn("the last good configuration cannot be used", "hash", ShortHash(hash), "err", err)
+		return ""
+	}
+	return hash
+}
+
+func (s *Source) read(name string) string {
+	b, err := os.ReadFile(filepath.Join(s.o.Dir, name))
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			s.logger.Warn("a note about the configuration cannot be read", "file", name, "err", err)
+		}
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func (s *Source) write(name, text string) error {
+	if err := os.MkdirAll(s.o.Dir, 0o750); err != nil {
+		return fmt.Errorf("make the folder of the configuration: %w", err)
+	}
+	p := filepath.Join(s.o.Dir, name)
+	err := writeFile(p+".new", []byte(text+"\n"), true)
+	if err == nil {
+		err = os.Rename(p+".new", p)
+	}
+	if err == nil {
+		err = syncFolder(s.o.Dir)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", p, err)
+	}
+	return nil
+}
+
+// keep notes that a configuration was in force, and removes all but the last few.
+func (s *Source) keep(hash string) {
+	err := s.write(currentName, hash)
+	if rerr := os.Remove(filepath.Join(s.o.Dir, beginningName)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	if err != nil {
+		s.logger.Warn("it could not be noted which configuration is in force; a start without the bucket takes an older one", "hash", ShortHash(hash), "err", err)
+	}
+	versions := filepath.Join(s.o.Dir, versionsName)
+	// Its time says when it was in force last.
+	now := time.Now()
+	err = os.Chtimes(filepath.Join(versions, hash), now, now)
+	entries, rerr := os.ReadDir(versions)
+	if err = errors.Join(err, rerr); err != nil {
+		s.logger.Warn("old configurations are not removed", "err", err)
+		return
+	}
+	age := map[string]time.Time{}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			age[e.Name()] = info.ModTime()
+		}
+	}
+	names := slices.SortedFunc(maps.Keys(age), func(a, b string) int { return age[b].Compare(age[a]) })
+	for i, name := range names {
+		if i < keptVersions || name == hash {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(versions, name)); err != nil {
+			s.logger.Warn("an old configuration cannot be removed", "hash", ShortHash(name), "err", err)
+		}
+	}
+}
+
+// look reads what is in the bucket. The tree is nil where nothing has changed since the last look.
+func (s *Source) look(ctx context.Context) (look, tree, error) {
+	l := look{at: time.Now(), complete: true}
+	var err error
+	if l.listed, err = list(ctx, s.o.Bucket, s.o.Prefix); err != nil {
+		return l, nil, err
+	}
+	if s.unchanged(l.listed, l.at) {
+		l = s.last
+		return l, nil, nil
+	}
+	names := slices.Sorted(maps.Keys(l.listed))
+	if i := slices.Index(names, manifestName); i >= 0 {
+		names = slices.Delete(names, i, i+1)
+		var raw []byte
+		l.manifest, raw, l.unreadable = fetchManifest(ctx, s.o.Bucket, s.o.Prefix)
+		if raw == nil {
+			return l, nil, l.unreadable
+		}
+		l.raw = string(raw)
+	}
+	if err := checkNames(names); err != nil {
+		return l, nil, err
+	}
+	t, err := fetch(ctx, s.o.Bucket, s.o.Prefix, names, maxTreeBytes)
+	if err != nil {
+		return l, nil, err
+	}
+	for _, modified := range l.listed {
+		l.complete = l.complete && !modified.IsZero() && l.at.Sub(modified) > unchangedAge
+	}
+	if l.digests = t.digests(); len(l.digests) > 0 {
+		l.hash = hashOf(l.digests)
+	}
+	s.mtx.Lock()
+	s.status.LastSuccess = l.at
+	s.mtx.Unlock()
+	return l, t, nil
+}
+
+// unchanged tells from names and times that there is nothing new to read.
+func (s *Source) unchanged(listed listing, now time.Time) bool {
+	if !s.last.complete || len(listed) == 0 || now.Sub(s.last.at) > readAllAgain || !maps.EqualFunc(listed, s.last.listed, time.Time.Equal) {
+		return false
+	}
+	s.mtx.Lock()
+	s.status.LastSuccess = now
+	s.mtx.Unlock()
+	return true
+}
+
+// mark notes what was seen, and tells whether that is what the look before saw, too.
+func (s *Source) mark(l look) (again bool) {
+	again = s.last.hash == l.hash && s.last.raw == l.raw && !s.since.IsZero()
+	if !again {
+		s.since = l.at
+	}
+	s.last = l
+	return again
+}
+
+// judge says whether what is in the bucket is a whole configuration, or what is waited for, or why it is refused as it is.
+// again says that it was seen before, unchanged.
+func (s *Source) judge(l look, again bool) (settled bool, refuse, waiting string) {
+	old := time.Since(s.since) > unsettled
+	switch {
+	case len(l.digests) == 0 && l.manifest == nil && l.unreadable == nil:
+		return false, "", fmt.Sprintf("nothing is below %s in the bucket", s.o.Prefix)
+	case l.unreadable != nil && old:
+		return false, l.unreadable.Error() + ": push again", ""
+	case l.unreadable != nil:
+		return false, "", "a push is under way"
+	case l.manifest != nil && l.manifest.Hash == l.hash:
+		return true, "", ""
+	case l.manifest != nil && old:
+		return false, fmt.Sprintf("what is below %s is not what %s pushed at %s: %s; push again, or remove %s%s to take it as it is", s.o.Prefix,
+			l.manifest.Who, l.manifest.When.UTC().Format("2006-01-02 15:04:05 UTC"), l.manifest.differs(l.digests), s.o.Prefix, manifestName), ""
+	case l.manifest != nil:
+		return false, "", fmt.Sprintf("a push of %s is under way", l.manifest.Who)
+	case !again:
+		return false, "", "what is in the bucket has changed; it is taken when it is seen a second time, unchanged"
+	}
+	return true, "", ""
+}
+
+// set notes what is in force.
+func (s *Source) set(state, hash, seen, problem string) {
+	s.mtx.Lock()
+	if s.status.Hash != hash || s.status.State != state {
+		s.status.Since = time.Now()
+	}
+	s.status.State, s.status.Hash, s.status.SeenHash, s.status.Problem = state, hash, seen, problem
+	s.mtx.Unlock()
+	s.o.Tell(s.Card())
+}
+
+// Card is what the other replicas are told of the status.
+func (s *Source) Card() mesh.CardConfig {
+	st := s.Status()
+	return mesh.CardConfig{Hash: ShortHash(st.Hash), State: st.State, Seen: ShortHash(st.SeenHash)}
+}
+
+// problem notes why what is in the bucket is not in force, and logs it if it is another reason than before.
+func (s *Source) problem(state, seen, text string) {
+	s.set(state, s.Status().Hash, seen, text)
+	if text == s.logged {
+		return
+	}
+	s.logged = text
+	attrs := []any{"prefix", s.o.Prefix, "seen", ShortHash(seen), "in_force", ShortHash(s.Status().Hash)}
+	switch {
+	case text == "":
+		s.logger.Info("the configuration in the bucket is in force again", attrs...)
+	case state == StateRefused:
+		s.logger.Error("the configuration in the bucket is refused; the one in force goes on", append(attrs, "err", text)...)
+	default:
+		s.logger.Warn("the configuration in the bucket is waited for; the one in force goes on", append(attrs, "reason", text)...)
+	}
+}

@@ -1,0 +1,240 @@
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+)
+
+// place is a bucket that is a folder, and what a replica keeps of it.
+type place struct {
+	*files
+	root, dir string
+	// bad is what Check finds in a tocsin.yml.
+	bad     string
+	applied int
+}
+
+func newPlace(t *testing.T) *place {
+	t.Helper()
+	p := &place{root: filepath.Join(t.TempDir(), "bucket"), dir: filepath.Join(t.TempDir(), "config"), bad: "bad"}
+	var err error
+	p.files, err = openFiles(p.root)
+	require.NoError(t, err)
+	return p
+}
+
+func (p *place) source(t *testing.T) *Source {
+	t.Helper()
+	var s *Source
+	s, err := NewSource(SourceOptions{
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Bucket: p.files,
+		Prefix: "config/", Poll: 15 * time.Second, Dir: p.dir,
+		Check: func(dir string) error {
+			b, err := os.ReadFile(filepath.Join(dir, "tocsin.yml"))
+			if err == nil && strings.Contains(string(b), p.bad) {
+				err = errors.New("tocsin.yml: it is bad")
+			}
+			return err
+		},
+		Apply: func(context.Context) (bool, error) {
+			p.applied++
+			if _, ok := s.Live(); !ok {
+				return false, errors.New("there is nothing to read")
+			}
+			return true, nil
+		},
+	})
+	require.NoError(t, err)
+	return s
+}
+
+func (p *place) put(t *testing.T, files map[string]string) {
+	t.Helper()
+	for name, text := range files {
+		require.NoError(t, p.Upload(t.Context(), "config/"+name, strings.NewReader(text)))
+	}
+}
+
+func (p *place) live(t *testing.T) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	tr, err := readDir(filepath.Join(p.dir, liveName))
+	if errors.Is(err, os.ErrNotExist) {
+		return found
+	}
+	require.NoError(t, err)
+	for name, b := range tr {
+		found[name] = string(b)
+	}
+	return found
+}
+
+func folder(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		p := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(p), 0o755))
+		require.NoError(t, os.WriteFile(p, []byte(text), 0o644))
+	}
+	return dir
+}
+
+func TestWithoutAPushAConfigurationIsTakenWhenItIsSeenTwice(t *testing.T) {
+	p := newPlace(t)
+	s := p.source(t)
+	s.poll(t.Context())
+	require.Equal(t, StateWaiting, s.Status().State)
+	require.Empty(t, s.Status().Hash)
+
+	first := map[string]string{"tocsin.yml": "one", "rules/a.yml": "a"}
+	p.put(t, first)
+	s.poll(t.Context())
+	require.Equal(t, StateWaiting, s.Status().State)
+	require.Empty(t, p.live(t))
+	s.poll(t.Context())
+	require.Equal(t, StateApplied, s.Status().State, s.Status().Problem)
+	require.Equal(t, first, p.live(t))
+	s.poll(t.Context())
+	require.Equal(t, 1, p.applied)
+
+	// What vanishes there vanishes here, the folder too.
+	require.NoError(t, p.Delete(t.Context(), "config/rules/a.yml"))
+	p.put(t, map[string]string{"rules.yml": "a"})
+	s.poll(t.Context())
+	s.poll(t.Context())
+	require.Equal(t, map[string]string{"tocsin.yml": "one", "rules.yml": "a"}, p.live(t))
+	require.NoDirExists(t, filepath.Join(p.dir, liveName, "rules"))
+}
+
+func TestABadConfigurationChangesNothing(t *testing.T) {
+	p := newPlace(t)
+	s := p.source(t)
+	d := Depot{Bucket: p.files, Prefix: "config/", Who: "ann@desk"}
+	good := map[string]string{"tocsin.yml": "one"}
+	hash, err := d.Push(t.Context(), folder(t, good))
+	require.NoError(t, err)
+	s.poll(t.Context())
+	require.Equal(t, hash, s.Status().Hash)
+
+	bad, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "bad", "b.yml": ""}))
+	require.NoError(t, err)
+	s.poll(t.Context())
+	st := s.Status()
+	require.Equal(t, StateRefused, st.State)
+	require.Equal(t, hash, st.Hash)
+	require.Equal(t, bad, st.SeenHash)
+	require.Contains(t, st.Problem, "it is bad")
+	require.Equal(t, good, p.live(t))
+	require.Equal(t, 1, p.applied)
+
+	back, err := d.Rollback(t.Context(), "")
+	require.NoError(t, err)
+	require.Equal(t, hash, back)
+	s.poll(t.Context())
+	require.Equal(t, StateApplied, s.Status().State)
+}
+
+func TestAHalfPushIsWaitedForAndThenRefusedByName(t *testing.T) {
+	p := newPlace(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := p.source(t)
+		d := Depot{Bucket: p.files, Prefix: "config/", Who: "ann@desk"}
+		hash, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "one", "a.yml": "a"}))
+		require.NoError(t, err)
+		s.poll(t.Context())
+		require.Equal(t, StateApplied, s.Status().State, s.Status().Problem)
+
+		p.put(t, map[string]string{"a.yml": "other"})
+		s.poll(t.Context())
+		require.Equal(t, StateWaiting, s.Status().State)
+		<-time.After(unsettled + time.Second)
+		s.poll(t.Context())
+		st := s.Status()
+		require.Equal(t, StateRefused, st.State)
+		require.Contains(t, st.Problem, "a.yml has another content")
+		require.Contains(t, st.Problem, "ann@desk")
+		require.Equal(t, hash, st.Hash)
+	})
+}
+
+func TestAStartWithoutTheBucketTakesTheLastGood(t *testing.T) {
+	p := newPlace(t)
+	require.NoError(t, p.source(t).Begin(t.Context()))
+	d := Depot{Bucket: p.files, Prefix: "config/"}
+	good := map[string]string{"tocsin.yml": "one", "t/targets.json": "[]"}
+	hash, err := d.Push(t.Context(), folder(t, good))
+	require.NoError(t, err)
+
+	// A first start takes what is there at once.
+	s := p.source(t)
+	require.NoError(t, s.Begin(t.Context()))
+	require.Equal(t, hash, s.Status().Hash)
+	s.keep(hash)
+
+	require.NoError(t, os.Rename(p.root, p.root+".away"))
+	require.NoError(t, os.RemoveAll(filepath.Join(p.dir, liveName)))
+	s = p.source(t)
+	require.NoError(t, s.Begin(t.Context()))
+	require.Equal(t, hash, s.Status().Hash)
+	require.Equal(t, StateWaiting, s.Status().State)
+	require.Equal(t, good, p.live(t))
+	s.poll(t.Context())
+	require.Equal(t, good, p.live(t))
+
+	// One that was refused is not started with.
+	require.NoError(t, os.Rename(p.root+".away", p.root))
+	_, err = d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "bad"}))
+	require.NoError(t, err)
+	s = p.source(t)
+	require.NoError(t, s.Begin(t.Context()))
+	require.Equal(t, hash, s.Status().Hash)
+}
+
+func TestHostileNamesAreRefused(t *testing.T) {
+	for _, names := range [][]string{{"../x"}, {"a//b"}, {"/etc/passwd"}, {"a\nb"}, {`a\b`}, {"a", "a/b"}, {strings.Repeat("a", 300)}, {"a/../b"}, {"\xff"}} {
+		require.Error(t, checkNames(names), "%q", names)
+	}
+	require.NoError(t, checkNames([]string{"tocsin.yml", "rules/a.yml", "rules/b c.yml"}))
+}
+
+func TestTheHistoryIsBounded(t *testing.T) {
+	p := newPlace(t)
+	synctest.Test(t, func(t *testing.T) {
+		d := Depot{Bucket: p.files, Prefix: "config/"}
+		var hashes []string
+		for i := range keptPushes + 3 {
+			hash, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": fmt.Sprint(i)}))
+			require.NoError(t, err)
+			hashes = append(hashes, hash)
+			<-time.After(time.Second)
+		}
+		all, err := d.History(t.Context())
+		require.NoError(t, err)
+		require.Len(t, all, keptPushes)
+		require.Equal(t, ShortHash(hashes[len(hashes)-2]), all[0].Hash)
+
+		back, err := d.Rollback(t.Context(), hashes[5])
+		require.NoError(t, err)
+		require.Equal(t, hashes[5], back)
+		dir := filepath.Join(t.TempDir(), "pulled")
+		hash, n, err := d.Pull(t.Context(), dir, false)
+		require.NoError(t, err)
+		require.Equal(t, hashes[5], hash)
+		require.Equal(t, 1, n)
+		changes, err := d.Diff(t.Context(), dir)
+		require.NoError(t, err)
+		require.Empty(t, changes)
+	})
+}
