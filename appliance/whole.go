@@ -56,10 +56,16 @@ type archive struct {
 	store *store.Store
 }
 
-// Windows has none when local data are as large as they may be: the rest is answered from the bucket.
+// Windows has none older than local data when these are as large as they may be: those are answered from the bucket.
 func (a archive) Windows(in store.Interval) (whole, others []store.Interval, err error) {
 	if a.store.Full() {
-		return nil, nil, nil
+		oldest, err := a.store.Oldest()
+		if err != nil {
+			return nil, nil, err
+		}
+		if in.From = max(in.From, oldest-1); in.Empty() {
+			return nil, nil, nil
+		}
 	}
 	return a.Bucket.Windows(in)
 }

@@ -42,6 +42,8 @@ const (
 	readPatience = 3 * time.Second
 	// readIdle is after how long without a query the index header of a block leaves memory.
 	readIdle = 5 * time.Minute
+	// lateWindows is how many windows before the last one may still be on their way: two wait for healing, and turns take their time.
+	lateWindows = 6
 	// anewEvery is how often it is tried to load anew what could not be read, while the bucket cannot be listed.
 	anewEvery = 5 * time.Second
 	// fromTheFuture is how far ahead of our clock data may be.
@@ -68,6 +70,7 @@ type reader struct {
 	ready  chan struct{}
 	once   sync.Once
 	began  time.Time
+	end    func() // of all that reads
 	// leave are blocks that the store is to forget.
 	leave atomic.Pointer[[]ulid.ULID]
 }
@@ -97,8 +100,8 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	}
 	// No filter here asks the bucket for more than the listing but that for deletion marks.
 	filters := []block.MetadataFilter{
-		readable{r},
 		block.NewIgnoreDeletionMarkFilter(b.kit, b.bkt, b.compactor.deleteDelay/2, metaConcurrency),
+		readable{r},
 		block.NewDeduplicateFilter(metaConcurrency),
 	}
 	fetcher := b.metas.NewMetaFetcher(prometheus.WrapRegistererWithPrefix("read_", reg), filters)
@@ -113,7 +116,9 @@ func newReader(b *Bucket, reg prometheus.Registerer) (*reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the reader of the bucket: %w", err)
 	}
-	r.reads = newSkipping(b, r.store)
+	open, end := context.WithCancel(context.Background())
+	r.end = end
+	r.reads = newSkipping(open, b, r.store)
 	r.queries = thanosquery.NewQueryableCreator(b.kit, prometheus.WrapRegistererWithPrefix("query_", reg), r.reads,
 		readersAtOnce, readTimeout, dedup.AlgorithmPenalty, 0)
 	return r, nil
@@ -187,6 +192,7 @@ func (r *reader) sync(ctx context.Context, v *view) error {
 }
 
 func (r *reader) close() error {
+	r.end()
 	r.share.close()
 	return r.store.Close()
 }
@@ -237,8 +243,8 @@ func (b *Bucket) Windows(in store.Interval) (whole, others []store.Interval, err
 	return whole, others, nil
 }
 
-// Until is up to when, in Unix milliseconds, data can be read from the bucket: the end of the last window that is there whole, 0 where
-// there is none. After a start it waits for a moment until that is known.
+// Until is up to when, in Unix milliseconds, data can be read from the bucket: the end of the last window that is there whole, or the
+// begin of one shortly before it that is not there, 0 where there is none. After a start it waits for a moment until that is known.
 func (b *Bucket) Until() (int64, error) {
 	v, err := b.known()
 	if err != nil {
@@ -252,6 +258,15 @@ func (b *Bucket) Until() (int64, error) {
 		if end = max(end, m.MaxTime); m.Thanos.Downsample.Resolution == 0 && m.Compaction.Level == 1 {
 			// The last one ends with its window.
 			end = max(end, floor(m.MaxTime-1, b.o.Window.Milliseconds())+b.o.Window.Milliseconds())
+		}
+	}
+	// A window before that may not be there yet: the replicas have it.
+	length, begun := b.o.Window.Milliseconds(), false
+	for begin := floor(end-1, length) - lateWindows*length; begin < end; begin += length {
+		if _, there := v.covered[begin]; there {
+			begun = true
+		} else if begun && !b.uploader.needless(begin) {
+			return begin, nil
 		}
 	}
 	return end, nil

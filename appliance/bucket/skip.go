@@ -18,6 +18,8 @@ import (
 	thanosstore "github.com/thanos-io/thanos/pkg/store"
 	"github.com/thanos-io/thanos/pkg/store/hintspb"
 	"github.com/thanos-io/thanos/pkg/store/storepb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -42,6 +44,9 @@ type skipping struct {
 
 	// again tells that there are blocks to load anew.
 	again chan struct{}
+	// places bounds the selects that run at once; open ends when nobody may read any more.
+	places chan struct{}
+	open   context.Context
 
 	mtx  sync.Mutex
 	bad  map[ulid.ULID]unreadable
@@ -57,8 +62,8 @@ type unreadable struct {
 	anew bool
 }
 
-func newSkipping(b *Bucket, s *thanosstore.BucketStore) *skipping {
-	k := &skipping{BucketStore: s, b: b, again: make(chan struct{}, 1), bad: map[ulid.ULID]unreadable{}}
+func newSkipping(open context.Context, b *Bucket, s *thanosstore.BucketStore) *skipping {
+	k := &skipping{BucketStore: s, b: b, open: open, again: make(chan struct{}, 1), places: make(chan struct{}, readersAtOnce), bad: map[ulid.ULID]unreadable{}}
 	promauto.With(b.o.Registerer).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tocsin_bucket_unreadable_blocks",
 		Help: "Blocks of the bucket that queries leave out for a while, because they could not be read.",
@@ -141,6 +146,16 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 	if err := k.isAway(); err != nil {
 		return err
 	}
+	// Upstream's own bound is one for each select.
+	select {
+	case k.places <- struct{}{}:
+		defer func() { <-k.places }()
+	case <-srv.Context().Done():
+		return srv.Context().Err()
+	}
+	ctx, cancel := context.WithCancel(srv.Context())
+	defer cancel()
+	defer context.AfterFunc(k.open, cancel)()
 	for tries := 0; ; tries++ {
 		bad := k.skipped()
 		asked := *req
@@ -151,7 +166,7 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 			}
 			asked.Hints = hints
 		}
-		held := &heldBack{Store_SeriesServer: srv}
+		held := &heldBack{Store_SeriesServer: srv, ctx: ctx}
 		err := k.BucketStore.Series(&asked, held)
 		if err == nil {
 			for id, u := range bad {
@@ -161,8 +176,8 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 			}
 			return held.release()
 		}
-		if srv.Context().Err() != nil {
-			return err
+		if srv.Context().Err() != nil || status.Code(err) == codes.ResourceExhausted {
+			return err // Too much was asked for: no block is to blame.
 		}
 		if k.isGone(srv.Context(), err, req) {
 			return err
@@ -187,10 +202,10 @@ func (k *skipping) isAway() error {
 
 // isGone finds out, after an error, whether it is the bucket that is away and not a block that is broken. Providers try again and again for
 // seconds: whoever asks next is to have it at once.
-func (k *skipping) isGone(ctx context.Context, failed error, req *storepb.SeriesRequest) bool {
-	ctx, cancel := context.WithTimeout(ctx, probeFor)
+func (k *skipping) isGone(asker context.Context, failed error, req *storepb.SeriesRequest) bool {
+	ctx, cancel := context.WithTimeout(asker, probeFor)
 	defer cancel()
-	if _, err := k.b.bkt.Exists(ctx, probeName); err == nil {
+	if _, err := k.b.bkt.Exists(ctx, probeName); err == nil || asker.Err() != nil {
 		return false
 	}
 	v, err := k.b.catalogue.last()
@@ -211,12 +226,70 @@ func (k *skipping) isGone(ctx context.Context, failed error, req *storepb.Series
 
 // warn tells of a block that is left out, if it would have had something to say.
 func (k *skipping) warn(id ulid.ULID, u unreadable, req *storepb.SeriesRequest, srv storepb.Store_SeriesServer) error {
-	if v, err := k.b.catalogue.last(); err == nil {
-		if m := v.blocks[id]; m == nil || m.MaxTime < req.MinTime || req.MaxTime < m.MinTime {
-			return nil
+	if !k.meets(id, req.MinTime, req.MaxTime) {
+		return nil
+	}
+	return srv.Send(storepb.NewWarnSeriesResponse(leftOut(id, u)))
+}
+
+// meets tells whether a block may have something of a time.
+func (k *skipping) meets(id ulid.ULID, mint, maxt int64) bool {
+	v, err := k.b.catalogue.last()
+	if err != nil {
+		return true
+	}
+	m := v.blocks[id]
+	return m != nil && mint <= m.MaxTime && m.MinTime <= maxt
+}
+
+func leftOut(id ulid.ULID, u unreadable) error {
+	return fmt.Errorf("block %s is left out, because it could not be read: %s", id, u.why)
+}
+
+// missed are warnings of the blocks that are left out of an answer about a time.
+func (k *skipping) missed(bad map[ulid.ULID]unreadable, mint, maxt int64) (warnings []string) {
+	for id, u := range bad {
+		if k.meets(id, mint, maxt) {
+			warnings = append(warnings, leftOut(id, u).Error())
 		}
 	}
-	return srv.Send(storepb.NewWarnSeriesResponse(fmt.Errorf("block %s is left out, because it could not be read: %s", id, u.why)))
+	slices.Sort(warnings)
+	return warnings
+}
+
+// LabelValues implements storepb.StoreServer.
+func (k *skipping) LabelValues(ctx context.Context, req *storepb.LabelValuesRequest) (*storepb.LabelValuesResponse, error) {
+	if err := k.isAway(); err != nil {
+		return nil, err
+	}
+	bad := k.skipped() // Before: what is loaded anew meanwhile is warned of.
+	resp, err := k.BucketStore.LabelValues(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	// They are in the mapped index headers of blocks, which may go.
+	for i, v := range resp.Values {
+		resp.Values[i] = strings.Clone(v)
+	}
+	resp.Warnings = append(resp.Warnings, k.missed(bad, req.Start, req.End)...)
+	return resp, nil
+}
+
+// LabelNames implements storepb.StoreServer.
+func (k *skipping) LabelNames(ctx context.Context, req *storepb.LabelNamesRequest) (*storepb.LabelNamesResponse, error) {
+	if err := k.isAway(); err != nil {
+		return nil, err
+	}
+	bad := k.skipped()
+	resp, err := k.BucketStore.LabelNames(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	for i, n := range resp.Names {
+		resp.Names[i] = strings.Clone(n)
+	}
+	resp.Warnings = append(resp.Warnings, k.missed(bad, req.Start, req.End)...)
+	return resp, nil
 }
 
 // culprit is the block that an error is about.
@@ -249,8 +322,12 @@ func leaveOut(bad map[ulid.ULID]unreadable) (*types.Any, error) {
 // heldBack keeps an answer until it is known to be whole.
 type heldBack struct {
 	storepb.Store_SeriesServer
+	ctx     context.Context
 	answers []*storepb.SeriesResponse
 }
+
+// Context ends when the store is closed, too.
+func (h *heldBack) Context() context.Context { return h.ctx }
 
 // Send implements storepb.Store_SeriesServer.
 func (h *heldBack) Send(r *storepb.SeriesResponse) error {

@@ -16,8 +16,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/value"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/util/annotations"
 )
 
@@ -205,7 +207,7 @@ type archivedQuerier struct {
 	mint, maxt, split int64
 
 	mtx     sync.Mutex
-	cancels []context.CancelFunc
+	cancels []func()
 }
 
 func (q *archivedQuerier) older(ctx context.Context) (storage.Querier, error) {
@@ -233,17 +235,176 @@ func (q *archivedQuerier) Select(ctx context.Context, sorted bool, hints *storag
 	}
 	theirs := bounds
 	theirs.End = min(bounds.End, q.split-1)
+	most, _ := ctx.Value(resolutionKey{}).(time.Duration)
+	merge := storage.ChainedSeriesMerge
+	switch {
+	case most < coarsest:
+		theirs.Func = "" // Raw samples as they are: Thanos would add up counters over their resets.
+	case addedUp[theirs.Func]:
+		merge = mergeCounters
+	}
 	// Some queriers alter the slice.
 	set := q.await(ctx, older, func(ctx context.Context) storage.SeriesSet {
 		return older.Select(ctx, true, &theirs, slices.Clone(ms)...)
 	})
+	var old storage.SeriesSet = set
+	if bounds.Func == "series" {
+		old = set.drain() // Upstream asks for the warnings first.
+	}
 	if bounds.End < q.split {
-		return set
+		return old
 	}
 	ours := bounds
 	ours.Start = max(bounds.Start, q.split)
-	return storage.NewMergeSeriesSet([]storage.SeriesSet{set, q.recent.Select(ctx, true, &ours, ms...)}, bounds.Limit, storage.ChainedSeriesMerge)
+	recent := fromSplit{q.recent.Select(ctx, true, &ours, ms...), q.split}
+	return &lazySet{make: func() storage.SeriesSet {
+		return storage.NewMergeSeriesSet([]storage.SeriesSet{old, recent}, bounds.Limit, merge)
+	}}
 }
+
+// coarsest is the smallest resolution but raw.
+const coarsest = 5 * time.Minute
+
+// addedUp are the functions for which Thanos gives the sum of what a counter has grown by, as it has it in downsampled blocks.
+var addedUp = map[string]bool{"rate": true, "increase": true, "irate": true, "resets": true}
+
+// mergeCounters puts the samples of the replicas behind those of the archive. There a counter was added up over its resets, and here it was
+// not: what is older is moved so that it ends where the newer begins. That loses what the counter grew by in between, and invents no reset.
+func mergeCounters(all ...storage.Series) storage.Series {
+	var older *olderSeries
+	for _, s := range all {
+		if o, ok := s.(olderSeries); ok {
+			older = &o
+		}
+	}
+	if older == nil || len(all) != 2 {
+		return storage.ChainedSeriesMerge(all...)
+	}
+	newer := all[0]
+	if _, ok := newer.(olderSeries); ok {
+		newer = all[1]
+	}
+	return &storage.SeriesEntry{Lset: newer.Labels(), SampleIteratorFn: func(chunkenc.Iterator) chunkenc.Iterator {
+		from, to := math.NaN(), math.NaN()
+		it := older.Iterator(nil)
+		for kind := it.Next(); kind != chunkenc.ValNone; kind = it.Next() {
+			if kind == chunkenc.ValFloat {
+				if _, v := it.At(); !value.IsStaleNaN(v) {
+					from = v
+				}
+			}
+		}
+		it = newer.Iterator(it)
+		for kind := it.Next(); kind == chunkenc.ValFloat; kind = it.Next() {
+			if _, v := it.At(); !value.IsStaleNaN(v) {
+				to = v
+				break
+			}
+		}
+		moved := storage.Series(*older)
+		if by := to - from; !math.IsNaN(by) {
+			moved = movedSeries{*older, by}
+		}
+		return storage.ChainedSeriesMerge(moved, newer).Iterator(nil)
+	}}
+}
+
+// olderSeries is one of the archive.
+type olderSeries struct{ storage.Series }
+
+// movedSeries has floats that are larger by that.
+type movedSeries struct {
+	storage.Series
+	by float64
+}
+
+// Iterator implements storage.Series.
+func (s movedSeries) Iterator(it chunkenc.Iterator) chunkenc.Iterator {
+	return movedIterator{s.Series.Iterator(it), s.by}
+}
+
+type movedIterator struct {
+	chunkenc.Iterator
+	by float64
+}
+
+// At implements chunkenc.Iterator.
+func (m movedIterator) At() (int64, float64) {
+	t, v := m.Iterator.At()
+	if !value.IsStaleNaN(v) {
+		v += m.by
+	}
+	return t, v
+}
+
+// fromSplit has no sample before a time: where a gap is spliced, others' samples from before it come along.
+type fromSplit struct {
+	storage.SeriesSet
+	split int64
+}
+
+// At implements storage.SeriesSet.
+func (s fromSplit) At() storage.Series { return splitSeries{s.SeriesSet.At(), s.split} }
+
+type splitSeries struct {
+	storage.Series
+	split int64
+}
+
+// Iterator implements storage.Series.
+func (s splitSeries) Iterator(it chunkenc.Iterator) chunkenc.Iterator {
+	if used, ok := it.(*splitIterator); ok {
+		used.Iterator, used.split, used.begun = s.Series.Iterator(used.Iterator), s.split, false
+		return used
+	}
+	return &splitIterator{Iterator: s.Series.Iterator(it), split: s.split}
+}
+
+type splitIterator struct {
+	chunkenc.Iterator
+	split int64
+	begun bool
+}
+
+// Next implements chunkenc.Iterator.
+func (s *splitIterator) Next() chunkenc.ValueType {
+	if s.begun {
+		return s.Iterator.Next()
+	}
+	s.begun = true
+	return s.Iterator.Seek(s.split)
+}
+
+// Seek implements chunkenc.Iterator.
+func (s *splitIterator) Seek(t int64) chunkenc.ValueType { //nolint:govet // It is not io.Seeker's.
+	s.begun = true
+	return s.Iterator.Seek(max(t, s.split))
+}
+
+// lazySet is made when it is read first, so that a query asks for all that it needs before it waits for any of it.
+type lazySet struct {
+	make func() storage.SeriesSet
+	set  storage.SeriesSet
+}
+
+func (l *lazySet) made() storage.SeriesSet {
+	if l.set == nil {
+		l.set = l.make()
+	}
+	return l.set
+}
+
+// Next implements storage.SeriesSet.
+func (l *lazySet) Next() bool { return l.made().Next() }
+
+// At implements storage.SeriesSet.
+func (l *lazySet) At() storage.Series { return l.made().At() }
+
+// Err implements storage.SeriesSet.
+func (l *lazySet) Err() error { return l.made().Err() }
+
+// Warnings implements storage.SeriesSet.
+func (l *lazySet) Warnings() annotations.Annotations { return l.made().Warnings() }
 
 // missing is a sentence for whoever reads the answer.
 func (q *archivedQuerier) missing(why error) error {
@@ -269,19 +430,22 @@ type olderSet struct {
 // await reads the archive beside the query: reading may hang where a context does not reach, and a query is to end in time.
 func (q *archivedQuerier) await(ctx context.Context, older storage.Querier, ask func(context.Context) storage.SeriesSet) *olderSet {
 	s := &olderSet{q: q, next: make(chan storage.Series), end: make(chan struct{})}
-	var cancel context.CancelFunc
+	var cancel context.CancelCauseFunc
+	s.ctx, cancel = context.WithCancelCause(ctx)
+	arrived := func() bool { return true }
 	if q.a.patience > 0 {
-		s.ctx, cancel = context.WithTimeout(ctx, q.a.patience)
-	} else {
-		s.ctx, cancel = context.WithCancel(ctx)
+		// Until the first series: all are there then.
+		arrived = time.AfterFunc(q.a.patience, func() { cancel(errSlowArchive) }).Stop
 	}
 	q.mtx.Lock()
-	q.cancels = append(q.cancels, cancel)
+	q.cancels = append(q.cancels, func() { cancel(nil) })
 	q.mtx.Unlock()
 	go func() {
 		defer close(s.end)
 		set := ask(s.ctx)
-		for set.Next() {
+		more := set.Next()
+		arrived()
+		for ; more; more = set.Next() {
 			select {
 			case s.next <- set.At():
 			case <-s.ctx.Done():
@@ -305,9 +469,7 @@ func (s *olderSet) Next() bool {
 	case <-s.end:
 		s.lost = s.failed
 	case <-s.ctx.Done():
-		s.lost = s.ctx.Err()
-		if s.q.a.rests != nil && errors.Is(s.lost, context.DeadlineExceeded) {
-			s.lost = errSlowArchive
+		if s.lost = context.Cause(s.ctx); errors.Is(s.lost, errSlowArchive) {
 			s.q.a.rests.Store(time.Now().Add(rulesRest).UnixNano())
 		}
 	}
@@ -319,7 +481,32 @@ func (s *olderSet) Next() bool {
 }
 
 // At implements storage.SeriesSet.
-func (s *olderSet) At() storage.Series { return s.at }
+func (s *olderSet) At() storage.Series { return olderSeries{s.at} }
+
+// drain waits for all of it.
+func (s *olderSet) drain() storage.SeriesSet {
+	var all []storage.Series
+	for s.Next() {
+		all = append(all, s.At())
+	}
+	return &drained{olderSet: s, all: all, n: -1}
+}
+
+// drained is a set that has been read.
+type drained struct {
+	*olderSet
+	all []storage.Series
+	n   int
+}
+
+// Next implements storage.SeriesSet.
+func (d *drained) Next() bool {
+	d.n++
+	return d.n < len(d.all)
+}
+
+// At implements storage.SeriesSet.
+func (d *drained) At() storage.Series { return d.all[d.n] }
 
 // Err implements storage.SeriesSet.
 func (s *olderSet) Err() error { return nil }
