@@ -40,9 +40,10 @@ build: ## Build bin/tocsin.
 
 ##@ Test
 
+# One package after the other: many tests are about what happens when something does not answer in time.
 .PHONY: test
 test: test-deps ## Install what the tests need, and run everything with the race detector.
-	CGO_ENABLED=1 go test -race -timeout 25m $(PKGS)
+	CGO_ENABLED=1 go test -race -p 1 -timeout 25m $(PKGS)
 	$(MAKE) e2e
 
 .PHONY: e2e

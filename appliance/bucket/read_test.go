@@ -127,6 +127,25 @@ func (r *replica) load() {
 	require.NoError(r.t, r.bucket.reader.load(context.Background(), v))
 }
 
+// TestUntilTheFirstHole holds that a window that is not there yet is left to the replicas, and what is after it, too.
+func TestUntilTheFirstHole(t *testing.T) {
+	c, r, end := inBucket(t, 3)
+	r.load()
+	until, err := r.bucket.Until()
+	require.NoError(t, err)
+	require.Equal(t, end, until)
+	middle := c.begin + testWindow.Milliseconds()
+	for _, name := range c.readable() {
+		if begin, _, _ := nameWindow(mustParse(t, name), testWindow); begin == middle {
+			require.NoError(t, os.RemoveAll(filepath.Join(c.dir, name)))
+		}
+	}
+	r.load()
+	until, err = r.bucket.Until()
+	require.NoError(t, err)
+	require.Equal(t, middle, until)
+}
+
 // TestGarbageInTheBucket holds that what is broken costs its own time alone, and is said.
 func TestGarbageInTheBucket(t *testing.T) {
 	c, r, end := inBucket(t, 3)
@@ -244,6 +263,13 @@ func TestABucketThatIsAwayIsNoBrokenBlock(t *testing.T) {
 	reads.mtx.Lock()
 	reads.away = time.Time{} // As if the time were over.
 	reads.mtx.Unlock()
+	// A look-up says that it lacks them.
+	q, err := r.bucket.At(0).Querier(c.begin, end-1)
+	require.NoError(t, err)
+	_, lacking, err := q.LabelValues(context.Background(), "__name__", nil)
+	require.NoError(t, err)
+	require.Len(t, lacking.AsErrors(), 3)
+	require.NoError(t, q.Close())
 	r.load()
 	require.Empty(t, reads.toLoadAnew())
 	require.Empty(t, reads.skipped())

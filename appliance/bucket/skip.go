@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gogo/protobuf/proto"
 	"github.com/gogo/protobuf/types"
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -143,9 +144,6 @@ func (k *skipping) loadedAnew(ids []ulid.ULID) {
 
 // Series implements storepb.StoreServer.
 func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesServer) error {
-	if err := k.isAway(); err != nil {
-		return err
-	}
 	// Upstream's own bound is one for each select.
 	select {
 	case k.places <- struct{}{}:
@@ -156,35 +154,46 @@ func (k *skipping) Series(req *storepb.SeriesRequest, srv storepb.Store_SeriesSe
 	ctx, cancel := context.WithCancel(srv.Context())
 	defer cancel()
 	defer context.AfterFunc(k.open, cancel)()
+	var held *heldBack
+	bad, err := k.try(ctx, req.MinTime, req.MaxTime, func(out []storepb.LabelMatcher) error {
+		asked := *req
+		if err := leaveOut(&asked.Hints, out, &hintspb.SeriesRequestHints{BlockMatchers: out}); err != nil {
+			return err
+		}
+		held = &heldBack{Store_SeriesServer: srv, ctx: ctx}
+		return k.BucketStore.Series(&asked, held)
+	})
+	if err != nil {
+		return err
+	}
+	for _, warning := range k.missed(bad, req.MinTime, req.MaxTime) {
+		if err := srv.Send(storepb.NewWarnSeriesResponse(errors.New(warning))); err != nil {
+			return err
+		}
+	}
+	return held.release()
+}
+
+// try asks the store, again without a block that it fails because of, and tells which were left out in the end.
+func (k *skipping) try(ctx context.Context, mint, maxt int64, ask func(out []storepb.LabelMatcher) error) (map[ulid.ULID]unreadable, error) {
+	if err := k.isAway(); err != nil {
+		return nil, err
+	}
 	for tries := 0; ; tries++ {
 		bad := k.skipped()
-		asked := *req
-		if len(bad) > 0 {
-			hints, err := leaveOut(bad)
-			if err != nil {
-				return err
-			}
-			asked.Hints = hints
-		}
-		held := &heldBack{Store_SeriesServer: srv, ctx: ctx}
-		err := k.BucketStore.Series(&asked, held)
+		err := ask(without(bad))
 		if err == nil {
-			for id, u := range bad {
-				if err := k.warn(id, u, req, srv); err != nil {
-					return err
-				}
-			}
-			return held.release()
+			return bad, nil
 		}
-		if srv.Context().Err() != nil || status.Code(err) == codes.ResourceExhausted {
-			return err // Too much was asked for: no block is to blame.
+		if ctx.Err() != nil || status.Code(err) == codes.ResourceExhausted {
+			return nil, err // Too much was asked for: no block is to blame.
 		}
-		if k.isGone(srv.Context(), err, req) {
-			return err
+		if k.isGone(ctx, err, mint, maxt) {
+			return nil, err
 		}
 		id, ok := k.culprit(err)
 		if _, again := bad[id]; !ok || again || tries >= maxSkips {
-			return err
+			return nil, err
 		}
 		k.b.logger.Warn("a block of the bucket cannot be read; queries leave it out", "block", id, "for", k.skip(id, err), "err", err)
 	}
@@ -202,7 +211,7 @@ func (k *skipping) isAway() error {
 
 // isGone finds out, after an error, whether it is the bucket that is away and not a block that is broken. Providers try again and again for
 // seconds: whoever asks next is to have it at once.
-func (k *skipping) isGone(asker context.Context, failed error, req *storepb.SeriesRequest) bool {
+func (k *skipping) isGone(asker context.Context, failed error, mint, maxt int64) bool {
 	ctx, cancel := context.WithTimeout(asker, probeFor)
 	defer cancel()
 	if _, err := k.b.bkt.Exists(ctx, probeName); err == nil || asker.Err() != nil {
@@ -216,20 +225,12 @@ func (k *skipping) isGone(asker context.Context, failed error, req *storepb.Seri
 		return true
 	}
 	for id, m := range v.blocks {
-		if _, ok := k.bad[id]; !ok && m.MinTime <= req.MaxTime && req.MinTime <= m.MaxTime {
+		if _, ok := k.bad[id]; !ok && m.MinTime <= maxt && mint <= m.MaxTime {
 			k.bad[id] = unreadable{at: time.Now(), why: failed.Error(), anew: true}
 		}
 	}
 	k.wake()
 	return true
-}
-
-// warn tells of a block that is left out, if it would have had something to say.
-func (k *skipping) warn(id ulid.ULID, u unreadable, req *storepb.SeriesRequest, srv storepb.Store_SeriesServer) error {
-	if !k.meets(id, req.MinTime, req.MaxTime) {
-		return nil
-	}
-	return srv.Send(storepb.NewWarnSeriesResponse(leftOut(id, u)))
 }
 
 // meets tells whether a block may have something of a time.
@@ -258,12 +259,15 @@ func (k *skipping) missed(bad map[ulid.ULID]unreadable, mint, maxt int64) (warni
 }
 
 // LabelValues implements storepb.StoreServer.
-func (k *skipping) LabelValues(ctx context.Context, req *storepb.LabelValuesRequest) (*storepb.LabelValuesResponse, error) {
-	if err := k.isAway(); err != nil {
-		return nil, err
-	}
-	bad := k.skipped() // Before: what is loaded anew meanwhile is warned of.
-	resp, err := k.BucketStore.LabelValues(ctx, req)
+func (k *skipping) LabelValues(ctx context.Context, req *storepb.LabelValuesRequest) (resp *storepb.LabelValuesResponse, err error) {
+	bad, err := k.try(ctx, req.Start, req.End, func(out []storepb.LabelMatcher) (err error) {
+		asked := *req
+		if err := leaveOut(&asked.Hints, out, &hintspb.LabelValuesRequestHints{BlockMatchers: out}); err != nil {
+			return err
+		}
+		resp, err = k.BucketStore.LabelValues(ctx, &asked)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -276,12 +280,15 @@ func (k *skipping) LabelValues(ctx context.Context, req *storepb.LabelValuesRequ
 }
 
 // LabelNames implements storepb.StoreServer.
-func (k *skipping) LabelNames(ctx context.Context, req *storepb.LabelNamesRequest) (*storepb.LabelNamesResponse, error) {
-	if err := k.isAway(); err != nil {
-		return nil, err
-	}
-	bad := k.skipped()
-	resp, err := k.BucketStore.LabelNames(ctx, req)
+func (k *skipping) LabelNames(ctx context.Context, req *storepb.LabelNamesRequest) (resp *storepb.LabelNamesResponse, err error) {
+	bad, err := k.try(ctx, req.Start, req.End, func(out []storepb.LabelMatcher) (err error) {
+		asked := *req
+		if err := leaveOut(&asked.Hints, out, &hintspb.LabelNamesRequestHints{BlockMatchers: out}); err != nil {
+			return err
+		}
+		resp, err = k.BucketStore.LabelNames(ctx, &asked)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -304,19 +311,28 @@ func (k *skipping) culprit(err error) (ulid.ULID, bool) {
 	return ulid.ULID{}, false
 }
 
-func leaveOut(bad map[ulid.ULID]unreadable) (*types.Any, error) {
+// without are matchers of all blocks but these; none for all.
+func without(bad map[ulid.ULID]unreadable) []storepb.LabelMatcher {
+	if len(bad) == 0 {
+		return nil
+	}
 	var names []string
 	for id := range bad {
 		names = append(names, id.String())
 	}
 	slices.Sort(names)
-	hints, err := types.MarshalAny(&hintspb.SeriesRequestHints{BlockMatchers: []storepb.LabelMatcher{
-		{Type: storepb.LabelMatcher_NRE, Name: block.BlockIDLabel, Value: strings.Join(names, "|")},
-	}})
-	if err != nil {
-		return nil, errors.Join(errors.New("leave out blocks that cannot be read"), err)
+	return []storepb.LabelMatcher{{Type: storepb.LabelMatcher_NRE, Name: block.BlockIDLabel, Value: strings.Join(names, "|")}}
+}
+
+// leaveOut puts matchers of blocks into a question.
+func leaveOut(to **types.Any, out []storepb.LabelMatcher, hints proto.Message) (err error) {
+	if len(out) == 0 {
+		return nil
 	}
-	return hints, nil
+	if *to, err = types.MarshalAny(hints); err != nil {
+		return fmt.Errorf("leave out blocks that cannot be read: %w", err)
+	}
+	return nil
 }
 
 // heldBack keeps an answer until it is known to be whole.

@@ -262,7 +262,12 @@ func TestTheBucketIsAskedWhenAllReplicasFail(t *testing.T) {
 		}
 		return nil
 	})
-	require.True(t, a.sources()[fromArchive])
+	eventually(t, func() error {
+		if !a.sources()[fromArchive] {
+			return fmt.Errorf("sources: %v", a.sources())
+		}
+		return nil
+	})
 	require.False(t, a.sources()["liar"])
 }
 
