@@ -48,7 +48,7 @@ test: test-deps ## Install what the tests need, and run everything with the race
 
 .PHONY: e2e
 e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbours.
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin THANOS=$(CURDIR)/$(THANOS) VERSITYGW=$(CURDIR)/$(S3) go test -count=1 -timeout 25m -parallel 4 ./e2e/...
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin THANOS=$(CURDIR)/$(THANOS) VERSITYGW=$(CURDIR)/$(S3) go test -count=1 -timeout 45m -parallel 4 ./e2e/...
 
 # The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
 # whatever runs as init: the tests run them on ports of their own.
