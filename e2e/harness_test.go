@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tocsin-io/tocsin/e2e/steady"
 )
 
 // Debian's interpreter, for which python3-aiosmtpd installs its module; another python3 may come first in PATH.
@@ -28,7 +30,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	os.Exit(steady.Main(m.Run))
 }
 
 func findBinaries() error {

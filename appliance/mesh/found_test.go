@@ -21,7 +21,7 @@ func TestFoundPeersAreJoined(t *testing.T) {
 	b.SetFound([]string{"127.0.0.1:1", b.Address(), a.Address()})
 	whole(t, 10*time.Second, "a b", a, b)
 	for _, x := range []*trial{a, b} {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), slack*10*time.Second)
 		if err := x.WaitReady(ctx); err != nil {
 			t.Errorf("%s: %v", x.Name(), err)
 		}
@@ -42,7 +42,7 @@ func TestFoundPeersAreJoined(t *testing.T) {
 func TestNobodyWaitsForARendezvousThatIsAway(t *testing.T) {
 	t.Parallel()
 	a := started(t, named("a"), withKeys(key(1)), meeting)
-	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout+5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), slack*(settleTimeout+5*time.Second))
 	defer cancel()
 	if err := a.WaitReady(ctx); err != nil {
 		t.Error(err)

@@ -58,6 +58,8 @@ type composed struct {
 	gaps  Gaps
 	peers Peers
 	now   func() time.Time
+	// ready is closed when it is known what is missing. The store opens a moment before.
+	ready <-chan struct{}
 
 	spliced  prometheus.Counter
 	failures prometheus.Counter
@@ -74,6 +76,7 @@ func newQueryable(o *Options) storage.Queryable {
 		gaps:  o.Gaps,
 		peers: o.Peers,
 		now:   time.Now,
+		ready: o.Ready,
 		spliced: reg.NewCounter(prometheus.CounterOpts{
 			Name: "tocsin_query_spliced_total",
 			Help: "Selects and label look-ups for which other replicas were asked, because this replica's own data were missing.",
@@ -87,6 +90,13 @@ func newQueryable(o *Options) storage.Queryable {
 
 // Querier hands out the store's own querier, as it is, where nothing is missing.
 func (c *composed) Querier(mint, maxt int64) (storage.Querier, error) {
+	select {
+	case <-c.ready:
+	default:
+		if c.peers.Available() {
+			return &splicing{c: c, mint: mint, maxt: maxt}, nil
+		}
+	}
 	var missing []store.Missing
 	if c.gaps != nil {
 		// Before the data. A gap that is filled in between is asked for without need; the other way round it would
@@ -94,16 +104,9 @@ func (c *composed) Querier(mint, maxt int64) (storage.Querier, error) {
 		missing = c.gaps.Missing(mint, maxt)
 	}
 	if len(missing) == 0 {
-		own, err := c.own.Querier(mint, maxt)
-		if !errors.Is(err, tsdb.ErrNotReady) || !c.peers.Available() {
-			return own, err
-		}
-		return &splicing{c: c, mint: mint, maxt: maxt}, nil
+		return c.own.Querier(mint, maxt)
 	}
 	own, err := c.own.Querier(before(mint, ownMargin), after(maxt, ownMargin))
-	if errors.Is(err, tsdb.ErrNotReady) && c.peers.Available() {
-		own, err = nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +116,7 @@ func (c *composed) Querier(mint, maxt int64) (storage.Querier, error) {
 // splicing is a querier over a time in which something is missing.
 type splicing struct {
 	c          *composed
-	own        storage.Querier // nil while the store is not ready: then everything is missing.
+	own        storage.Querier // nil while this replica is not ready: then everything is missing.
 	missing    []store.Missing
 	mint, maxt int64
 

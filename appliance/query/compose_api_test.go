@@ -358,6 +358,23 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// TestOpenBeforeGapsAreKnown holds that a replica whose store is open already, but which does not know yet what it
+// lacks, leaves the answer to the others: its own would have a hole.
+func TestOpenBeforeGapsAreKnown(t *testing.T) {
+	w := newWorld(everything, false, false)
+	peers := &others{sheet: &w.theirs}
+	ready := make(chan struct{})
+	r := newReplica(t, true, func(o *Options) { o.Peers, o.Ready = peers, ready })
+	at := stamp(w.from + 600_000)
+	if a := r.get(t, "query", "query", "temperature", "time", at); a.code != 200 || !strings.Contains(string(a.Data), "i1") {
+		t.Errorf("others are there: %d %s %s", a.code, a.Error, a.Data)
+	}
+	close(ready)
+	if a := r.get(t, "query", "query", "temperature", "time", at); a.code != 200 || string(a.Data) != `{"resultType":"vector","result":[]}` {
+		t.Errorf("nothing is missing: %d %s %s", a.code, a.Error, a.Data)
+	}
+}
+
 // TestWholeDataAreNotWrapped holds that nothing stands between the engine and the store when nothing is missing.
 func TestWholeDataAreNotWrapped(t *testing.T) {
 	w, _, r := spliceWorld(t, replicaGap)

@@ -96,7 +96,7 @@ type Options struct {
 	Rules func() v1.RulesRetriever
 	// Config answers with the configuration that is in force.
 	Config func() promconfig.Config
-	// Ready is closed when the store can answer; nil means that it can.
+	// Ready is closed when the store can answer and Gaps knows what it lacks; nil means that both is so.
 	Ready <-chan struct{}
 
 	Flags         map[string]string
