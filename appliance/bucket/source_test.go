@@ -14,6 +14,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tocsin-io/tocsin/appliance/mesh"
 )
 
 // place is a bucket that is a folder, and what a replica keeps of it.
@@ -23,6 +25,7 @@ type place struct {
 	// bad is what Check finds in a tocsin.yml.
 	bad     string
 	applied int
+	members func() []mesh.Member
 }
 
 func newPlace(t *testing.T) *place {
@@ -54,6 +57,7 @@ func (p *place) source(t *testing.T) *Source {
 			}
 			return true, nil
 		},
+		Members: p.members,
 	})
 	require.NoError(t, err)
 	return s
@@ -237,4 +241,46 @@ func TestTheHistoryIsBounded(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, changes)
 	})
+}
+
+func TestWhoDoesNotSeeTheBucketSpeaksForItselfAlone(t *testing.T) {
+	p := newPlace(t)
+	other := mesh.CardConfig{}
+	p.members = func() []mesh.Member {
+		return []mesh.Member{
+			{Name: "a", Self: true, Alive: true},
+			{Name: "b", Alive: true, Card: mesh.Card{Cluster: "c", Config: other}},
+		}
+	}
+	s := p.source(t)
+	d := Depot{Bucket: p.files, Prefix: "config/"}
+	hash, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "one"}))
+	require.NoError(t, err)
+	s.poll(t.Context())
+	other = mesh.CardConfig{Hash: ShortHash(hash), Seen: ShortHash(hash), State: StateApplied}
+	require.Equal(t, map[string]Lag{"a": {}, "b": {}}, s.Behind())
+
+	// The other one sees a push, and this one does not.
+	other = mesh.CardConfig{Hash: "0123456789ab", Seen: "0123456789ab", State: StateApplied}
+	require.NotEmpty(t, s.Behind()["b"].Why)
+	blind := func(s *Source) {
+		t.Helper()
+		behind := s.Behind()
+		require.NotContains(t, behind, "b")
+		require.Contains(t, behind["a"].Why, "it sees no whole configuration in the bucket (")
+		require.True(t, behind["a"].Waits)
+	}
+	require.NoError(t, os.Rename(p.root, p.root+".away"))
+	s.poll(t.Context())
+	blind(s)
+	require.NoError(t, os.WriteFile(p.root, nil, 0o600))
+	s.poll(t.Context())
+	blind(s)
+	s = p.source(t)
+	require.NoError(t, s.Begin(t.Context()))
+	blind(s)
+
+	// What the other says of itself it goes on saying.
+	other.State = StateRefused
+	require.Equal(t, map[string]Lag{"b": {Why: "it refuses what is in the bucket, and runs on 0123456789ab"}}, map[string]Lag{"b": s.Behind()["b"]})
 }
