@@ -4,16 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"github.com/thanos-io/objstore"
 
 	"github.com/tocsin-io/tocsin/appliance/mesh"
 )
@@ -21,6 +24,7 @@ import (
 // place is a bucket that is a folder, and what a replica keeps of it.
 type place struct {
 	*files
+	bkt       objstore.Bucket // What the source reads: files, or another one.
 	root, dir string
 	// bad is what Check finds in a tocsin.yml.
 	bad     string
@@ -34,6 +38,7 @@ func newPlace(t *testing.T) *place {
 	var err error
 	p.files, err = openFiles(p.root)
 	require.NoError(t, err)
+	p.bkt = p.files
 	return p
 }
 
@@ -41,7 +46,7 @@ func (p *place) source(t *testing.T) *Source {
 	t.Helper()
 	var s *Source
 	s, err := NewSource(SourceOptions{
-		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Bucket: p.files,
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Bucket: p.bkt,
 		Prefix: "config/", Poll: 15 * time.Second, Dir: p.dir,
 		Check: func(dir string) error {
 			b, err := os.ReadFile(filepath.Join(dir, "tocsin.yml"))
@@ -283,4 +288,96 @@ func TestWhoDoesNotSeeTheBucketSpeaksForItselfAlone(t *testing.T) {
 	// What the other says of itself it goes on saying.
 	other.State = StateRefused
 	require.Equal(t, map[string]Lag{"b": {Why: "it refuses what is in the bucket, and runs on 0123456789ab"}}, map[string]Lag{"b": s.Behind()["b"]})
+}
+
+// cutOff is a bucket that fails after some writes.
+type cutOff struct {
+	objstore.Bucket
+	left atomic.Int64
+}
+
+func (c *cutOff) Upload(ctx context.Context, name string, r io.Reader, opts ...objstore.ObjectUploadOption) error {
+	if c.left.Add(-1) < 0 {
+		return errors.New("cut off")
+	}
+	return c.Bucket.Upload(ctx, name, r, opts...)
+}
+
+func TestARollbackTakesNoPushThatWasCutOff(t *testing.T) {
+	p := newPlace(t)
+	d := Depot{Bucket: p.files, Prefix: "config/"}
+	first, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "one", "a.yml": "one"}))
+	require.NoError(t, err)
+	before := 3 // two files of the history, and the manifest
+	for writes := range before + 2 {
+		bkt := &cutOff{Bucket: p.files}
+		bkt.left.Store(int64(writes))
+		_, err := Depot{Bucket: bkt, Prefix: "config/"}.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "two", "a.yml": "two", "b.yml": "two"}))
+		require.ErrorContains(t, err, "cut off")
+	}
+	_, whole, err := d.current(t.Context())
+	require.NoError(t, err)
+	require.False(t, whole)
+
+	third, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "three"}))
+	require.NoError(t, err)
+	back, err := d.Rollback(t.Context(), "")
+	require.NoError(t, err)
+	require.Equal(t, first, back)
+	back, err = d.Rollback(t.Context(), third)
+	require.NoError(t, err)
+	require.Equal(t, third, back)
+
+	// Of two copies of one configuration the later one may be cut off.
+	require.NoError(t, p.Upload(t.Context(), "config/.history/20990101T000000.000Z-"+ShortHash(first)+"/tocsin.yml", strings.NewReader("on")))
+	back, err = d.Rollback(t.Context(), first)
+	require.NoError(t, err)
+	require.Equal(t, first, back)
+}
+
+func TestAFileMayBecomeAFolderAndTheOtherWayRound(t *testing.T) {
+	for name, open := range map[string]func(p *place) objstore.Bucket{
+		"files":   func(p *place) objstore.Bucket { return p.files },
+		"objects": func(*place) objstore.Bucket { return objstore.NewInMemBucket() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlace(t)
+			bkt := open(p)
+			p.bkt = bkt
+			s := p.source(t)
+			d := Depot{Bucket: bkt, Prefix: "config/"}
+			push := func(files map[string]string) {
+				t.Helper()
+				hash, err := d.Push(t.Context(), folder(t, files))
+				require.NoError(t, err)
+				s.poll(t.Context())
+				require.Equal(t, hash, s.Status().Hash, s.Status().Problem)
+				require.Equal(t, files, p.live(t))
+			}
+			file := map[string]string{"tocsin.yml": "one", "rules": "r", "x": "x"}
+			below := map[string]string{"tocsin.yml": "one", "rules/a.yml": "a", "rules/b/c.yml": "c", "x": "x"}
+			push(file)
+			push(below)
+			push(file)
+			hash, err := d.Rollback(t.Context(), "")
+			require.NoError(t, err)
+			s.poll(t.Context())
+			require.Equal(t, hash, s.Status().Hash, s.Status().Problem)
+			require.Equal(t, below, p.live(t))
+
+			// A bad one does not come in between.
+			_, err = d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "bad", "rules": "r"}))
+			require.NoError(t, err)
+			s.poll(t.Context())
+			require.Equal(t, below, p.live(t))
+			push(file)
+
+			if name == "files" {
+				return
+			}
+			// Where both can be, a push removes what it does not have.
+			require.NoError(t, bkt.Upload(t.Context(), "config/rules/a.yml", strings.NewReader("a")))
+			push(below)
+		})
+	}
 }
