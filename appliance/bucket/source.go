@@ -25,8 +25,10 @@ const (
 	// lookTimeout bounds one look at the configuration in the bucket, and the one that the start waits for.
 	lookTimeout  = 2 * time.Minute
 	startTimeout = 10 * time.Second
-	// startPause is between two looks at a start, where no push says what is complete.
+	// startPause is between two looks at a start.
 	startPause = time.Second
+	// hurry is the longest pause between two looks while there is no configuration at all.
+	hurry = 15 * time.Second
 
 	// unsettled is how long a push may be under way, without anything changing, until what is there is refused.
 	unsettled = 2 * time.Minute
@@ -185,7 +187,9 @@ func (s *Source) Status() SourceStatus {
 func (s *Source) Begin(ctx context.Context) error {
 	current := s.current()
 	t, waiting := s.firstLook(ctx, current)
-	if t != nil && t.hash() != current && s.read(beginningName) != t.hash() {
+	if t != nil && t.hash() != current && s.read(beginningName) == t.hash() {
+		waiting = "the last start did not come up with what is in the bucket"
+	} else if t != nil && t.hash() != current {
 		// Should the process not come up with it, the next start takes the last good one again.
 		if err := s.write(beginningName, t.hash()); err != nil {
 			return err
@@ -216,28 +220,50 @@ func (s *Source) Begin(ctx context.Context) error {
 	return nil
 }
 
-// firstLook waits a moment for what is in the bucket. Where it gives none, it says why.
-func (s *Source) firstLook(ctx context.Context, current string) (tree, string) {
+// firstLook waits a moment for what is in the bucket. Where it gives none, it says why. What can be started without, because there is
+// one that was in force before, is not waited for but where a second look is all that it takes; Run goes on looking.
+func (s *Source) firstLook(ctx context.Context, current string) (t tree, why string) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
-		l, t, err := s.look(ctx)
-		if err != nil {
-			s.logger.Warn("the configuration in the bucket cannot be read; the last good one is used until it can", "err", err)
-			return nil, err.Error()
+		l, read, err := s.look(ctx)
+		again, byHand, empty := false, false, false
+		if err == nil {
+			if read != nil {
+				t = read // Otherwise nothing has changed since.
+			}
+			again = s.mark(l)
+			settled, refuse, waiting := s.judge(l, again || l.hash == current)
+			if settled {
+				return t, ""
+			}
+			why = cmp.Or(refuse, waiting)
+			byHand = l.manifest == nil && l.unreadable == nil && len(l.digests) > 0
+			empty = l.manifest == nil && l.unreadable == nil && len(l.digests) == 0
+		} else if ctx.Err() == nil || why == "" {
+			why = err.Error()
 		}
-		s.mark(l)
-		if settled, _, waiting := s.judge(l, l.hash == current || s.since.Before(l.at)); settled {
-			return t, ""
-		} else if l.manifest != nil || l.unreadable != nil || len(l.digests) == 0 {
-			return nil, waiting
+		if empty || current != "" && !byHand {
+			break
+		}
+		if why != s.logged {
+			s.logged = why
+			s.logger.Info("the start waits for the configuration in the bucket", "at_most", startTimeout, "reason", why)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, "what is in the bucket is not complete"
 		case <-time.After(startPause):
+			continue
 		}
+		break
 	}
+	s.logged = why
+	goesOn := "there was none in force before, so nothing is scraped"
+	if current != "" {
+		goesOn = "the one that was in force last goes on"
+	}
+	s.logger.Warn("the start does not wait longer for the configuration in the bucket; "+goesOn+" until it is there", "reason", why)
+	return nil, why
 }
 
 // Run keeps up with the bucket until ctx ends. The configuration of Begin is in force when it is called.
@@ -250,9 +276,17 @@ func (s *Source) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(s.o.Poll):
+		case <-time.After(s.pause()):
 		}
 	}
+}
+
+// pause is how long until the next look. Who runs on nothing is in a hurry.
+func (s *Source) pause() time.Duration {
+	if s.Status().Hash == "" {
+		return min(s.o.Poll, hurry)
+	}
+	return s.o.Poll
 }
 
 // poll looks once, and does what follows from it.

@@ -47,7 +47,7 @@ func (p *place) source(t *testing.T) *Source {
 	var s *Source
 	s, err := NewSource(SourceOptions{
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Bucket: p.bkt,
-		Prefix: "config/", Poll: 15 * time.Second, Dir: p.dir,
+		Prefix: "config/", Poll: time.Minute, Dir: p.dir,
 		Check: func(dir string) error {
 			b, err := os.ReadFile(filepath.Join(dir, "tocsin.yml"))
 			if err == nil && strings.Contains(string(b), p.bad) {
@@ -380,4 +380,77 @@ func TestAFileMayBecomeAFolderAndTheOtherWayRound(t *testing.T) {
 			push(below)
 		})
 	}
+}
+
+func TestAStartTakesWhatWasCopiedByHand(t *testing.T) {
+	for name, age := range map[string]time.Duration{"just now": 0, "a while ago": 2 * unchangedAge} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlace(t)
+			synctest.Test(t, func(t *testing.T) {
+				for _, text := range []string{"one", "two"} { // with nothing in force before, and with something
+					files := map[string]string{"tocsin.yml": text, "a.yml": text}
+					p.put(t, files)
+					for name := range files {
+						at := time.Now().Add(-age)
+						require.NoError(t, os.Chtimes(filepath.Join(p.root, "config", name), at, at))
+					}
+					s := p.source(t)
+					require.NoError(t, s.Begin(t.Context()))
+					require.Equal(t, StateApplied, s.Status().State, s.Status().Problem)
+					require.Equal(t, files, p.live(t))
+					s.keep(s.Status().Hash)
+				}
+			})
+		})
+	}
+}
+
+func TestAFirstStartWaitsAMomentForTheBucket(t *testing.T) {
+	p := newPlace(t)
+	d := Depot{Bucket: p.files, Prefix: "config/"}
+	hash, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "one"}))
+	require.NoError(t, err)
+	away := &awayFor{Bucket: p.files, looks: 3}
+	p.bkt = away
+	synctest.Test(t, func(t *testing.T) {
+		s := p.source(t)
+		require.NoError(t, s.Begin(t.Context()))
+		require.Equal(t, StateApplied, s.Status().State, s.Status().Problem)
+		require.Equal(t, hash, s.Status().Hash)
+		s.keep(hash)
+
+		// With one at hand it is not waited for.
+		away.looks = 1
+		s = p.source(t)
+		require.NoError(t, s.Begin(t.Context()))
+		require.Equal(t, StateWaiting, s.Status().State)
+		require.Contains(t, s.Status().Problem, "away")
+		require.Equal(t, hash, s.Status().Hash)
+
+		// And for ever it is not waited for, so that the process can say what it waits for.
+		p.dir = filepath.Join(t.TempDir(), "new")
+		away.looks = 1000
+		s = p.source(t)
+		require.NoError(t, s.Begin(t.Context()))
+		require.Equal(t, StateWaiting, s.Status().State)
+		require.Contains(t, s.Status().Problem, "away")
+		require.Equal(t, hurry, s.pause())
+		away.looks = 0
+		s.poll(t.Context())
+		require.Equal(t, hash, s.Status().Hash)
+	})
+}
+
+// awayFor is a bucket that fails for some looks.
+type awayFor struct {
+	objstore.Bucket
+	looks int
+}
+
+func (a *awayFor) IterWithAttributes(ctx context.Context, dir string, f func(objstore.IterObjectAttributes) error, opts ...objstore.IterOption) error {
+	if a.looks > 0 {
+		a.looks--
+		return errors.New("the bucket is away")
+	}
+	return a.Bucket.IterWithAttributes(ctx, dir, f, opts...)
 }
