@@ -120,8 +120,8 @@ type Source struct {
 	last    look      // the last one that read everything
 	since   time.Time // when last.hash was seen first
 	refused struct {
-		hash string
-		at   time.Time
+		hash, why string
+		at        time.Time
 	}
 	logged string // the problem that was logged last
 
@@ -138,7 +138,7 @@ type look struct {
 	digests  map[string]string
 	hash     string
 	manifest *manifest
-	// unreadable says what is wrong with the manifest.
+	// unreadable says why what is there cannot be a configuration, or what is wrong with the manifest.
 	unreadable error
 	raw        string // of the manifest
 }
@@ -187,7 +187,7 @@ func (s *Source) Status() SourceStatus {
 func (s *Source) Begin(ctx context.Context) error {
 	current := s.current()
 	t, waiting := s.firstLook(ctx, current)
-	if t != nil && t.hash() != current && s.read(beginningName) == t.hash() {
+	if t != nil && t.hash() != current && s.noted(beginningName) == t.hash() {
 		waiting = "the last start did not come up with what is in the bucket"
 	} else if t != nil && t.hash() != current {
 		// Should the process not come up with it, the next start takes the last good one again.
@@ -312,7 +312,8 @@ func (s *Source) poll(ctx context.Context) {
 	case l.hash == hash:
 		s.problem(StateApplied, hash, "")
 	case l.hash == s.refused.hash && time.Since(s.refused.at) < tryAgain:
-		// It is known, and may be checked again later.
+		// It is known, and is checked again later. Meanwhile the bucket may have been away.
+		s.problem(StateRefused, l.hash, s.refused.why)
 	default:
 		if t == nil { // Nothing has changed since it was refused.
 			s.last.complete = false
@@ -327,7 +328,9 @@ func (s *Source) poll(ctx context.Context) {
 // switchTo applies a configuration, or goes on with the last one.
 func (s *Source) switchTo(ctx context.Context, t tree, l look) {
 	before := s.Status().Hash
-	s.set(StateWaiting, before, l.hash, "it is being applied")
+	if l.hash != s.refused.hash { // Otherwise it stays refused while it is tried again.
+		s.set(StateWaiting, before, l.hash, "it is being applied")
+	}
 	applied, err := false, s.take(t)
 	if err == nil {
 		if applied, err = s.o.Apply(ctx); err != nil && applied {
@@ -338,11 +341,10 @@ func (s *Source) switchTo(ctx context.Context, t tree, l look) {
 		return // The process stops; that says nothing about the configuration.
 	}
 	if !applied {
-		s.refused.hash, s.refused.at = l.hash, time.Now()
 		if back := s.back(before); back != nil {
 			err = errors.Join(err, back)
 		}
-		s.set(StateWaiting, before, l.hash, "")
+		s.refused.hash, s.refused.why, s.refused.at = l.hash, err.Error(), time.Now()
 		s.problem(StateRefused, l.hash, err.Error())
 		return
 	}
@@ -400,7 +402,7 @@ func (s *Source) version(hash string) (tree, error) {
 
 // current is the last configuration that was in force, if its copy is whole; "" for none.
 func (s *Source) current() string {
-	hash := s.read(currentName)
+	hash := s.noted(currentName)
 	if hash == "" || strings.ContainsAny(hash, `/\.`) {
 		return ""
 	}
@@ -411,7 +413,7 @@ func (s *Source) current() string {
 	return hash
 }
 
-func (s *Source) read(name string) string {
+func (s *Source) noted(name string) string {
 	b, err := os.ReadFile(filepath.Join(s.o.Dir, name))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -475,8 +477,23 @@ func (s *Source) keep(hash string) {
 	}
 }
 
-// look reads what is in the bucket. The tree is nil where nothing has changed since the last look.
+// look reads what is in the bucket. The tree is nil where nothing has changed since the last look, and where what is there cannot be a
+// configuration at all. Its error is about the way to the bucket.
 func (s *Source) look(ctx context.Context) (look, tree, error) {
+	l, t, err := s.read(ctx)
+	var bad unusable
+	if errors.As(err, &bad) {
+		l.unreadable, l.complete, t, err = err, false, nil, nil
+	}
+	if err == nil {
+		s.mtx.Lock()
+		s.status.LastSuccess = time.Now()
+		s.mtx.Unlock()
+	}
+	return l, t, err
+}
+
+func (s *Source) read(ctx context.Context) (look, tree, error) {
 	l := look{at: time.Now(), complete: true}
 	var err error
 	if l.listed, err = list(ctx, s.o.Bucket, s.o.Prefix); err != nil {
@@ -509,21 +526,12 @@ func (s *Source) look(ctx context.Context) (look, tree, error) {
 	if l.digests = t.digests(); len(l.digests) > 0 {
 		l.hash = hashOf(l.digests)
 	}
-	s.mtx.Lock()
-	s.status.LastSuccess = l.at
-	s.mtx.Unlock()
 	return l, t, nil
 }
 
 // unchanged tells from names and times that there is nothing new to read.
 func (s *Source) unchanged(listed listing, now time.Time) bool {
-	if !s.last.complete || len(listed) == 0 || now.Sub(s.last.at) > readAllAgain || !maps.EqualFunc(listed, s.last.listed, time.Time.Equal) {
-		return false
-	}
-	s.mtx.Lock()
-	s.status.LastSuccess = now
-	s.mtx.Unlock()
-	return true
+	return s.last.complete && len(listed) > 0 && now.Sub(s.last.at) <= readAllAgain && maps.EqualFunc(listed, s.last.listed, time.Time.Equal)
 }
 
 // mark notes what was seen, and tells whether that is what the look before saw, too.
@@ -544,9 +552,9 @@ func (s *Source) judge(l look, again bool) (settled bool, refuse, waiting string
 	case len(l.digests) == 0 && l.manifest == nil && l.unreadable == nil:
 		return false, "", fmt.Sprintf("nothing is below %s in the bucket", s.o.Prefix)
 	case l.unreadable != nil && old:
-		return false, l.unreadable.Error() + ": push again", ""
+		return false, l.unreadable.Error() + "; correct it, or push again", ""
 	case l.unreadable != nil:
-		return false, "", "a push is under way"
+		return false, "", "a push is under way, or what is there cannot be used: " + l.unreadable.Error()
 	case l.manifest != nil && l.manifest.Hash == l.hash:
 		return true, "", ""
 	case l.manifest != nil && old:

@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -453,4 +454,77 @@ func (a *awayFor) IterWithAttributes(ctx context.Context, dir string, f func(obj
 		return errors.New("the bucket is away")
 	}
 	return a.Bucket.IterWithAttributes(ctx, dir, f, opts...)
+}
+
+func TestWhatCannotBeAConfigurationIsRefusedAndNotTakenForABucketThatIsAway(t *testing.T) {
+	for name, bad := range map[string][]string{
+		"a file that is a folder":   {"rules", "rules/a.yml"},
+		"a folder without a name":   {"/a.yml"},
+		"one below":                 {"rules//a.yml"},
+		"a backslash":               {`a\b`},
+		"more than fits":            {"large-1", "large-2"},
+		"a list of files too large": {manifestName},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlace(t)
+			bkt := objstore.NewInMemBucket()
+			p.bkt = bkt
+			p.members = func() []mesh.Member { return []mesh.Member{{Name: "a", Self: true, Alive: true}} }
+			synctest.Test(t, func(t *testing.T) {
+				s := p.source(t)
+				d := Depot{Bucket: bkt, Prefix: "config/"}
+				good := map[string]string{"tocsin.yml": "one"}
+				hash, err := d.Push(t.Context(), folder(t, good))
+				require.NoError(t, err)
+				s.poll(t.Context())
+				require.Equal(t, StateApplied, s.Status().State, s.Status().Problem)
+
+				for _, name := range bad {
+					size := 1
+					if strings.HasPrefix(name, "large") || name == manifestName {
+						size = maxTreeBytes/2 + 1
+					}
+					require.NoError(t, bkt.Upload(t.Context(), "config/"+name, bytes.NewReader(make([]byte, size))))
+				}
+				s.poll(t.Context())
+				require.Equal(t, StateWaiting, s.Status().State)
+				<-time.After(unsettled + time.Second)
+				s.poll(t.Context())
+				require.Equal(t, StateRefused, s.Status().State, s.Status().Problem)
+				require.Equal(t, hash, s.Status().Hash)
+				require.Equal(t, time.Now(), s.Status().LastSuccess)
+				require.Contains(t, s.Behind()["a"].Why, "it refuses")
+				require.Equal(t, good, p.live(t))
+			})
+		})
+	}
+}
+
+func TestARefusalIsToldAllTheTime(t *testing.T) {
+	p := newPlace(t)
+	away := &awayFor{Bucket: p.files}
+	p.bkt = away
+	synctest.Test(t, func(t *testing.T) {
+		s := p.source(t)
+		d := Depot{Bucket: p.files, Prefix: "config/"}
+		_, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "bad"}))
+		require.NoError(t, err)
+		s.poll(t.Context())
+		require.Equal(t, StateRefused, s.Status().State)
+		since := s.Status().Since
+
+		// While it is tried again it stays refused.
+		<-time.After(tryAgain)
+		s.poll(t.Context())
+		require.Equal(t, StateRefused, s.Status().State)
+		require.Equal(t, since, s.Status().Since)
+
+		// The bucket was away for a moment, and what is there is known already.
+		away.looks = 1
+		s.poll(t.Context())
+		require.Equal(t, StateWaiting, s.Status().State)
+		s.poll(t.Context())
+		require.Equal(t, StateRefused, s.Status().State)
+		require.Contains(t, s.Status().Problem, "it is bad")
+	})
 }
