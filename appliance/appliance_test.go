@@ -246,6 +246,57 @@ func TestReloadIsAppliedWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+// TestAConfigurationFromTheBucketIsAppliedWholeOrNotAtAll has one that fails only when it is applied, after other parts of it are
+// in force: what a file leaves as a mixture is taken back.
+func TestAConfigurationFromTheBucketIsAppliedWholeOrNotAtAll(t *testing.T) {
+	dir := t.TempDir()
+	below := filepath.Join(dir, "bucket", "config")
+	if err := os.MkdirAll(below, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "tocsin.yml"), fmt.Sprintf("bucket: {type: FILESYSTEM, config: {directory: %q}}\n"+
+		"config_from: {bucket: true, poll: 1s}\nreplica: {name: one}\n", filepath.Join(dir, "bucket")))
+	write(t, filepath.Join(below, "tocsin.yml"), "prometheus: {rule_files: [rules.yml]}\n")
+	write(t, filepath.Join(below, "rules.yml"), "groups: [{name: g, rules: [{record: answer, expr: 42}]}]\n")
+	p := start(t, dir)
+	var first, st struct{ Hash, State, Problem string }
+	status := func(v any) {
+		_, body := p.get("/api/tocsin/v1/config")
+		if err := json.Unmarshal([]byte(body), v); err != nil {
+			t.Fatalf("%s: %v", body, err)
+		}
+	}
+	status(&first)
+	if first.State != "applied" {
+		t.Fatalf("what was copied by hand is not taken at the start: %+v", first)
+	}
+	write(t, filepath.Join(below, "rules.yml"), "groups: [{name: g, rules: [{record: answer, expr: 43}]}]\n")
+	write(t, filepath.Join(below, "tocsin.yml"), "prometheus: {rule_files: [rules.yml], tracing: {endpoint: 'localhost:1', tls_config: {ca: garbage}}}\n")
+	eventually(t, "the other one is refused", func() bool { status(&st); return st.State == "refused" })
+	if st.Hash != first.Hash || !strings.Contains(st.Problem, "tracing") || strings.Contains(st.Problem, "parts of both") {
+		t.Errorf("the status says %+v", st)
+	}
+	if _, body := p.get("/api/v1/rules"); !strings.Contains(body, `"query":"42"`) {
+		t.Errorf("the rules have changed: %s", body)
+	}
+	if _, body := p.get("/api/v1/status/config"); strings.Contains(body, "localhost:1") {
+		t.Error("the configuration in force is said to be the one that is refused")
+	}
+	_, m := p.get("/metrics")
+	for _, want := range []string{"\ntocsin_config_source_refused 1\n", "\ntocsin_config_hash_info{hash=\"" + first.Hash + "\"} 1\n",
+		"\ntocsin_cluster_config_differs{member=\"one\"} 1\n", "\ntocsin_config_reload_failures_total{phase=\"apply\"} 1\n"} {
+		if !strings.Contains(m, want) {
+			t.Errorf("the metrics do not say %q", want)
+		}
+	}
+
+	write(t, filepath.Join(below, "tocsin.yml"), "prometheus: {rule_files: [rules.yml]}\n")
+	eventually(t, "the corrected one", func() bool { status(&st); return st.State == "applied" && st.Hash != first.Hash })
+	if _, body := p.get("/api/v1/rules"); !strings.Contains(body, `"query":"43"`) {
+		t.Errorf("the rules have not changed: %s", body)
+	}
+}
+
 func TestNewRollsBack(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir)

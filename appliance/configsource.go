@@ -94,10 +94,12 @@ func (a *Appliance) checkFromBucket(dir string) error {
 }
 
 // applyFromBucket puts into force what the source has put in its place.
-func (a *Appliance) applyFromBucket(ctx context.Context) (applied bool, err error) {
-	err = a.Reload(ctx)
-	last := a.lastReload.Load()
-	return err == nil || last != nil && errors.Is(err, last.err) && last.phase == phaseApply, err
+func (a *Appliance) applyFromBucket(ctx context.Context) (mixed bool, err error) {
+	phase, err := a.reloadLocked(ctx)
+	if why := errors.Unwrap(err); phase != "" && why != nil {
+		err = why // What is to be done about it is another than for a file.
+	}
+	return err != nil && phase == phaseApply, err
 }
 
 // cardConfig is what the other replicas are told.
@@ -220,7 +222,5 @@ func (a *Appliance) sourceStatus(s *web.Status) {
 		s.Problems = append(s.Problems, fmt.Sprintf("The configuration in the bucket is refused: %s. %s", st.Problem, goesOn))
 	case st.State == bucket.StateWaiting:
 		s.Problems = append(s.Problems, fmt.Sprintf("The configuration from the bucket is waited for: %s. %s", st.Problem, goesOn))
-	case st.Problem != "":
-		s.Problems = append(s.Problems, fmt.Sprintf("The configuration from the bucket is applied in part: %s.", st.Problem))
 	}
 }

@@ -32,8 +32,10 @@ const (
 
 	// unsettled is how long a push may be under way, without anything changing, until what is there is refused.
 	unsettled = 2 * time.Minute
-	// tryAgain is how often a refused configuration is checked again: the reason may have been on this machine.
-	tryAgain = time.Minute
+	// tryAgain is how often a refused configuration is checked again: the reason may have been on this machine. One that came into
+	// force in part, and disturbed what runs, is left alone for longer.
+	tryAgain   = time.Minute
+	applyAgain = 10 * time.Minute
 
 	// An object whose time has not changed is taken for unchanged from an age on, for providers note the time in seconds and by
 	// clocks of their own; and everything is read again now and then all the same.
@@ -82,9 +84,9 @@ type SourceOptions struct {
 	Dir string
 	// Check says what is wrong with the configuration in a folder, without changing anything.
 	Check func(dir string) error
-	// Apply puts the configuration in the Live folder into force. Where it fails, applied says whether that was after parts of it
-	// had come into force.
-	Apply func(context.Context) (applied bool, err error)
+	// Apply puts the configuration in the Live folder into force. Where it fails, mixed says whether that was after parts of it had
+	// come into force.
+	Apply func(context.Context) (mixed bool, err error)
 	// Tell hands the others what is in force here.
 	Tell func(mesh.CardConfig)
 	// Members are the replicas, this one among them.
@@ -106,7 +108,7 @@ func (o *SourceOptions) validate() error {
 
 // Source brings the configuration from the bucket: it is mirrored whole into a folder of its own, checked there, and then
 // put in the place that the process reads, whose path is always the same, so that rule groups keep their state and target files
-// their names. What cannot be used changes nothing.
+// their names. What cannot be used changes nothing, and what turns out so while it is applied is taken back.
 //
 //	DIR/versions/HASH/   the last few, each whole
 //	DIR/current          the hash of the last that was in force
@@ -122,8 +124,11 @@ type Source struct {
 	refused struct {
 		hash, why string
 		at        time.Time
+		again     time.Duration // after which it is tried again
 	}
-	logged string // the problem that was logged last
+	mixed    bool      // Parts of refused are in force.
+	wentBack time.Time // when that could not be undone
+	logged   string    // the problem that was logged last
 
 	mtx    sync.Mutex
 	status SourceStatus
@@ -291,6 +296,9 @@ func (s *Source) pause() time.Duration {
 
 // poll looks once, and does what follows from it.
 func (s *Source) poll(ctx context.Context) {
+	if s.mixed && time.Since(s.wentBack) >= tryAgain {
+		s.goBack(ctx)
+	}
 	looking, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	hash := s.Status().Hash
@@ -298,22 +306,27 @@ func (s *Source) poll(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	note := s.problem
+	if s.mixed {
+		// Nothing is worse than that.
+		note = func(string, string, string) {}
+	}
 	if err != nil {
-		s.problem(StateWaiting, s.Status().SeenHash, err.Error())
+		note(StateWaiting, s.Status().SeenHash, err.Error())
 		return
 	}
 	again := s.mark(l)
 	settled, refuse, waiting := s.judge(l, again)
 	switch {
 	case refuse != "":
-		s.problem(StateRefused, l.hash, refuse)
+		note(StateRefused, l.hash, refuse)
 	case !settled:
-		s.problem(StateWaiting, l.hash, waiting)
-	case l.hash == hash:
+		note(StateWaiting, l.hash, waiting)
+	case l.hash == hash && !s.mixed:
 		s.problem(StateApplied, hash, "")
-	case l.hash == s.refused.hash && time.Since(s.refused.at) < tryAgain:
-		// It is known, and is checked again later. Meanwhile the bucket may have been away.
-		s.problem(StateRefused, l.hash, s.refused.why)
+	case l.hash == s.refused.hash && time.Since(s.refused.at) < s.refused.again:
+		// It is known, and is tried again later. Meanwhile the bucket may have been away.
+		note(StateRefused, l.hash, s.refused.why)
 	default:
 		if t == nil { // Nothing has changed since it was refused.
 			s.last.complete = false
@@ -328,38 +341,63 @@ func (s *Source) poll(ctx context.Context) {
 // switchTo applies a configuration, or goes on with the last one.
 func (s *Source) switchTo(ctx context.Context, t tree, l look) {
 	before := s.Status().Hash
-	if l.hash != s.refused.hash { // Otherwise it stays refused while it is tried again.
+	if l.hash != s.refused.hash && !s.mixed { // Otherwise it stays refused while it is tried.
 		s.set(StateWaiting, before, l.hash, "it is being applied")
 	}
-	applied, err := false, s.take(t)
+	err := s.take(t)
 	if err == nil {
-		if applied, err = s.o.Apply(ctx); err != nil && applied {
-			err = fmt.Errorf("it is in force, but: %w", err)
-		}
+		var mixed bool
+		mixed, err = s.o.Apply(ctx)
+		s.mixed = err != nil && (mixed || s.mixed)
 	}
 	if ctx.Err() != nil && err != nil {
 		return // The process stops; that says nothing about the configuration.
 	}
-	if !applied {
-		if back := s.back(before); back != nil {
-			err = errors.Join(err, back)
-		}
-		s.refused.hash, s.refused.why, s.refused.at = l.hash, err.Error(), time.Now()
-		s.problem(StateRefused, l.hash, err.Error())
+	if err != nil {
+		s.refuse(ctx, l.hash, err)
 		return
 	}
 	s.refused.hash, s.logged = "", ""
 	s.keep(l.hash)
-	problem := ""
-	if err != nil {
-		problem = err.Error()
-	}
-	s.set(StateApplied, l.hash, l.hash, problem)
+	s.set(StateApplied, l.hash, l.hash, "")
 	attrs := []any{"hash", ShortHash(l.hash), "files", len(t)}
 	if l.manifest != nil {
 		attrs = append(attrs, "pushed_by", l.manifest.Who, "pushed_at", l.manifest.When.UTC())
 	}
 	s.logger.Info("the configuration from the bucket is in force", attrs...)
+}
+
+// refuse goes on with the last configuration: with all of it, also where parts of the refused one had come into force.
+func (s *Source) refuse(ctx context.Context, hash string, why error) {
+	s.refused.hash, s.refused.why, s.refused.at, s.refused.again = hash, why.Error(), time.Now(), tryAgain
+	if s.mixed {
+		s.refused.again = applyAgain
+	}
+	if s.mixed {
+		s.goBack(ctx)
+		return
+	}
+	if back := s.back(s.Status().Hash); back != nil {
+		why = errors.Join(why, back)
+	}
+	s.problem(StateRefused, hash, why.Error())
+}
+
+// goBack puts the last configuration into force again, after parts of another one were.
+func (s *Source) goBack(ctx context.Context) {
+	problem := s.refused.why
+	err := s.back(s.Status().Hash)
+	if err == nil {
+		_, err = s.o.Apply(ctx)
+	}
+	if err != nil && ctx.Err() != nil {
+		return
+	}
+	if s.mixed = err != nil; s.mixed {
+		s.wentBack = time.Now()
+		problem += "; and the one before could not be put into force again, so that parts of both are until that works, or until a restart: " + err.Error()
+	}
+	s.problem(StateRefused, s.refused.hash, problem)
 }
 
 // take checks a configuration and puts it where it is read.

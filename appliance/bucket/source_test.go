@@ -28,9 +28,11 @@ type place struct {
 	bkt       objstore.Bucket // What the source reads: files, or another one.
 	root, dir string
 	// bad is what Check finds in a tocsin.yml.
-	bad     string
-	applied int
-	members func() []mesh.Member
+	bad string
+	// fails is what a part cannot be applied of, and inForce what is in force.
+	fails, inForce string
+	applied        int
+	members        func() []mesh.Member
 }
 
 func newPlace(t *testing.T) *place {
@@ -58,10 +60,19 @@ func (p *place) source(t *testing.T) *Source {
 		},
 		Apply: func(context.Context) (bool, error) {
 			p.applied++
-			if _, ok := s.Live(); !ok {
-				return false, errors.New("there is nothing to read")
+			dir, ok := s.Live()
+			if !ok {
+				p.inForce = "nothing"
+				return false, nil
 			}
-			return true, nil
+			b, err := os.ReadFile(filepath.Join(dir, "tocsin.yml"))
+			require.NoError(t, err)
+			if p.fails != "" && strings.Contains(string(b), p.fails) {
+				p.inForce += " and a part of " + string(b)
+				return true, errors.New("the alertmanager does not take it")
+			}
+			p.inForce = string(b)
+			return false, nil
 		},
 		Members: p.members,
 	})
@@ -526,5 +537,74 @@ func TestARefusalIsToldAllTheTime(t *testing.T) {
 		s.poll(t.Context())
 		require.Equal(t, StateRefused, s.Status().State)
 		require.Contains(t, s.Status().Problem, "it is bad")
+	})
+}
+
+func TestAConfigurationThatIsAppliedInPartIsTakenBack(t *testing.T) {
+	p := newPlace(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := p.source(t)
+		d := Depot{Bucket: p.files, Prefix: "config/"}
+		p.fails = "half"
+		push := func(text string) string {
+			t.Helper()
+			hash, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": text}))
+			require.NoError(t, err)
+			s.poll(t.Context())
+			return hash
+		}
+		refused := func(hash, seen string) {
+			t.Helper()
+			st := s.Status()
+			require.Equal(t, StateRefused, st.State)
+			require.Equal(t, hash, st.Hash)
+			require.Equal(t, seen, st.SeenHash)
+			require.Contains(t, st.Problem, "the alertmanager does not take it")
+		}
+
+		// Before there is any, nothing is what there is to go back to.
+		half := push("half a first")
+		refused("", half)
+		require.Equal(t, "nothing", p.inForce)
+		require.Empty(t, p.live(t))
+
+		good := push("one")
+		require.Equal(t, StateApplied, s.Status().State, s.Status().Problem)
+		half = push("half")
+		refused(good, half)
+		require.Equal(t, "one", p.inForce)
+		require.Equal(t, map[string]string{"tocsin.yml": "one"}, p.live(t))
+		require.Equal(t, good, s.noted(currentName))
+
+		// It is not tried again at once, for that disturbs what runs.
+		applied := p.applied
+		<-time.After(2 * tryAgain)
+		s.poll(t.Context())
+		refused(good, half)
+		require.Equal(t, applied, p.applied)
+		<-time.After(applyAgain)
+		s.poll(t.Context())
+		refused(good, half)
+		require.Equal(t, applied+2, p.applied)
+		require.Equal(t, "one", p.inForce)
+
+		// Going back may fail, too. That is said, and tried again, whatever is in the bucket.
+		p.fails = ""
+		good = push("two")
+		require.Equal(t, good, s.Status().Hash)
+		p.fails = "o" // "two", and what follows
+		half = push("another")
+		refused(good, half)
+		require.Contains(t, s.Status().Problem, "parts of both")
+		require.Equal(t, "two and a part of another and a part of two", p.inForce)
+		_, err := d.Rollback(t.Context(), "")
+		require.NoError(t, err)
+		s.poll(t.Context())
+		require.Equal(t, StateRefused, s.Status().State, "what was in force is in the bucket again, and is not wholly in force")
+		p.fails = "never"
+		<-time.After(tryAgain)
+		s.poll(t.Context())
+		require.Equal(t, StateApplied, s.Status().State, s.Status().Problem)
+		require.Equal(t, "two", p.inForce)
 	})
 }
