@@ -297,6 +297,26 @@ func TestAConfigurationFromTheBucketIsAppliedWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+func TestTheFirstTargetsAreThoseOfTheBucketInForce(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "second", "targets"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "second", "targets", "a.json"), `[{"targets": ["127.0.0.1:1"]}]`)
+	file := "bucket: {type: FILESYSTEM, config: {directory: %q}}\nreplica: {name: one}\nprometheus: {scrape_configs: [%s]}\n"
+	write(t, filepath.Join(dir, "tocsin.yml"), fmt.Sprintf(file, filepath.Join(dir, "first"), ""))
+	p := start(t, dir)
+	write(t, filepath.Join(dir, "tocsin.yml"), fmt.Sprintf(file, filepath.Join(dir, "second"),
+		"{job_name: j, bucket_sd_configs: [{prefix: targets, refresh_interval: 1h}]}"))
+	if code, body := p.post("/-/reload"); code != http.StatusOK {
+		t.Fatalf("%d %s", code, body)
+	}
+	eventually(t, "the target", func() bool {
+		_, body := p.get("/api/v1/targets")
+		return strings.Contains(body, "127.0.0.1:1")
+	})
+}
+
 func TestNewRollsBack(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir)

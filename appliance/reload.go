@@ -36,8 +36,12 @@ type step struct {
 // steps are in the order of the data flow backwards: whoever takes something knows the new configuration before
 // whoever hands it over.
 func (a *Appliance) steps() []step {
-	steps := []step{
-		{"runtime", prepareFunc(a.prepareRuntime)},
+	steps := []step{{"runtime", prepareFunc(a.prepareRuntime)}}
+	// Whoever looks for targets in the bucket looks as soon as it is told to, and then not for an interval.
+	if a.objects != nil {
+		steps = append(steps, step{"objects", a.objects})
+	}
+	steps = append(steps, []step{
 		{"store", a.store},
 		{"query", a.query},
 		{"alert", a.alert},
@@ -45,15 +49,12 @@ func (a *Appliance) steps() []step {
 		{"federate", a.federate},
 		{"evaluate", a.evaluate},
 		{"tracing", prepareFunc(a.prepareTracing)},
-	}
+	}...)
 	if a.bucket != nil {
 		steps = append(steps, step{"bucket", a.bucket})
 	}
 	if a.mesh != nil {
 		steps = append(steps, step{"mesh", a.mesh})
-	}
-	if a.objects != nil {
-		steps = append(steps, step{"objects", a.objects})
 	}
 	// It looks into the bucket that is in force then.
 	if a.rendezvous != nil {
