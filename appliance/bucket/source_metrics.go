@@ -5,8 +5,6 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/tocsin-io/tocsin/appliance/mesh"
 )
 
 var (

@@ -320,8 +320,8 @@ func TestARollbackTakesNoPushThatWasCutOff(t *testing.T) {
 	d := Depot{Bucket: p.files, Prefix: "config/"}
 	first, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "one", "a.yml": "one"}))
 	require.NoError(t, err)
-	before := 3 // two files of the history, and the manifest
-	for writes := range before + 2 {
+	// Two files of the history, the manifest, three files; and in the last one the manifest and two files.
+	for _, writes := range []int{0, 1, 2, 3, 3} {
 		bkt := &cutOff{Bucket: p.files}
 		bkt.left.Store(int64(writes))
 		_, err := Depot{Bucket: bkt, Prefix: "config/"}.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "two", "a.yml": "two", "b.yml": "two"}))
@@ -422,7 +422,7 @@ func TestAFirstStartWaitsAMomentForTheBucket(t *testing.T) {
 	d := Depot{Bucket: p.files, Prefix: "config/"}
 	hash, err := d.Push(t.Context(), folder(t, map[string]string{"tocsin.yml": "one"}))
 	require.NoError(t, err)
-	away := &awayFor{Bucket: p.files, looks: 3}
+	away := &failing{Bucket: p.files, looks: 3}
 	p.bkt = away
 	synctest.Test(t, func(t *testing.T) {
 		s := p.source(t)
@@ -453,13 +453,13 @@ func TestAFirstStartWaitsAMomentForTheBucket(t *testing.T) {
 	})
 }
 
-// awayFor is a bucket that fails for some looks.
-type awayFor struct {
+// failing is a bucket that fails for some looks.
+type failing struct {
 	objstore.Bucket
 	looks int
 }
 
-func (a *awayFor) IterWithAttributes(ctx context.Context, dir string, f func(objstore.IterObjectAttributes) error, opts ...objstore.IterOption) error {
+func (a *failing) IterWithAttributes(ctx context.Context, dir string, f func(objstore.IterObjectAttributes) error, opts ...objstore.IterOption) error {
 	if a.looks > 0 {
 		a.looks--
 		return errors.New("the bucket is away")
@@ -513,7 +513,7 @@ func TestWhatCannotBeAConfigurationIsRefusedAndNotTakenForABucketThatIsAway(t *t
 
 func TestARefusalIsToldAllTheTime(t *testing.T) {
 	p := newPlace(t)
-	away := &awayFor{Bucket: p.files}
+	away := &failing{Bucket: p.files}
 	p.bkt = away
 	synctest.Test(t, func(t *testing.T) {
 		s := p.source(t)
@@ -593,6 +593,7 @@ func TestAConfigurationThatIsAppliedInPartIsTakenBack(t *testing.T) {
 		good = push("two")
 		require.Equal(t, good, s.Status().Hash)
 		p.fails = "o" // "two", and what follows
+		<-time.After(time.Second)
 		half = push("another")
 		refused(good, half)
 		require.Contains(t, s.Status().Problem, "parts of both")
