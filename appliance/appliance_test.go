@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -256,7 +258,8 @@ func TestAConfigurationFromTheBucketIsAppliedWholeOrNotAtAll(t *testing.T) {
 	}
 	write(t, filepath.Join(dir, "tocsin.yml"), fmt.Sprintf("bucket: {type: FILESYSTEM, config: {directory: %q}}\n"+
 		"config_from: {bucket: true, poll: 1s}\nreplica: {name: one}\n", filepath.Join(dir, "bucket")))
-	write(t, filepath.Join(below, "tocsin.yml"), "prometheus: {rule_files: [rules.yml]}\n")
+	file := "prometheus: {rule_files: [%s], scrape_configs: [{job_name: %s, static_configs: [{targets: ['localhost:1']}]%s}]%s}\n"
+	write(t, filepath.Join(below, "tocsin.yml"), fmt.Sprintf(file, "rules.yml", "old", "", ""))
 	write(t, filepath.Join(below, "rules.yml"), "groups: [{name: g, rules: [{record: answer, expr: 42}]}]\n")
 	p := start(t, dir)
 	var first, st struct{ Hash, State, Problem string }
@@ -270,18 +273,45 @@ func TestAConfigurationFromTheBucketIsAppliedWholeOrNotAtAll(t *testing.T) {
 	if first.State != "applied" {
 		t.Fatalf("what was copied by hand is not taken at the start: %+v", first)
 	}
-	write(t, filepath.Join(below, "rules.yml"), "groups: [{name: g, rules: [{record: answer, expr: 43}]}]\n")
-	write(t, filepath.Join(below, "tocsin.yml"), "prometheus: {rule_files: [rules.yml], tracing: {endpoint: 'localhost:1', tls_config: {ca: garbage}}}\n")
+
+	// Whoever prepares it opens the one log, and then the other, where it waits for a reader. It was checked once before.
+	rules, queries, failures := filepath.Join(dir, "rules.yml"), filepath.Join(dir, "queries.log"), filepath.Join(dir, "failures.log")
+	write(t, rules, "groups: []\n")
+	if err := errors.Join(syscall.Mkfifo(failures, 0o600), os.Link(failures, failures+".read")); err != nil {
+		t.Fatal(err)
+	}
+	prepared := func() {
+		eventually(t, "it is prepared", func() bool { _, err := os.Stat(queries); return err == nil })
+		if err := os.Remove(queries); err != nil {
+			t.Fatal(err)
+		}
+	}
+	goOn := func() {
+		f, err := os.Open(failures + ".read")
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(below, "tocsin.yml"), fmt.Sprintf(file, rules, "new",
+		", scrape_failure_log_file: "+failures, ", global: {query_log_file: "+queries+"}"))
+	prepared()
+	goOn()
+	prepared()
+	write(t, rules, "garbage\n")
+	if err := os.Remove(failures); err != nil {
+		t.Fatal(err)
+	}
+	goOn()
 	eventually(t, "the other one is refused", func() bool { status(&st); return st.State == "refused" })
-	if st.Hash != first.Hash || !strings.Contains(st.Problem, "tracing") || strings.Contains(st.Problem, "parts of both") {
+	if st.Hash != first.Hash || !strings.Contains(st.Problem, "apply the rules") || strings.Contains(st.Problem, "parts of both") {
 		t.Errorf("the status says %+v", st)
 	}
-	if _, body := p.get("/api/v1/rules"); !strings.Contains(body, `"query":"42"`) {
-		t.Errorf("the rules have changed: %s", body)
+	for path, want := range map[string]string{"/api/v1/rules": `"query":"42"`, "/api/v1/status/config": "job_name: old"} {
+		if _, body := p.get(path); !strings.Contains(body, want) {
+			t.Errorf("GET %s is without %s: %s", path, want, body)
+		}
 	}
-	if _, body := p.get("/api/v1/status/config"); strings.Contains(body, "localhost:1") {
-		t.Error("the configuration in force is said to be the one that is refused")
-	}
+	eventually(t, "the old job alone", func() bool { _, body := p.get("/api/v1/scrape_pools"); return strings.Contains(body, `["old"]`) })
 	_, m := p.get("/metrics")
 	for _, want := range []string{"\ntocsin_config_source_refused 1\n", "\ntocsin_config_hash_info{hash=\"" + first.Hash + "\"} 1\n",
 		"\ntocsin_cluster_config_differs{member=\"one\"} 1\n", "\ntocsin_config_reload_failures_total{phase=\"apply\"} 1\n"} {
@@ -290,11 +320,9 @@ func TestAConfigurationFromTheBucketIsAppliedWholeOrNotAtAll(t *testing.T) {
 		}
 	}
 
-	write(t, filepath.Join(below, "tocsin.yml"), "prometheus: {rule_files: [rules.yml]}\n")
+	write(t, filepath.Join(below, "tocsin.yml"), fmt.Sprintf(file, "rules.yml", "new", "", ""))
 	eventually(t, "the corrected one", func() bool { status(&st); return st.State == "applied" && st.Hash != first.Hash })
-	if _, body := p.get("/api/v1/rules"); !strings.Contains(body, `"query":"43"`) {
-		t.Errorf("the rules have not changed: %s", body)
-	}
+	eventually(t, "the new job alone", func() bool { _, body := p.get("/api/v1/scrape_pools"); return strings.Contains(body, `["new"]`) })
 }
 
 func TestTheFirstTargetsAreThoseOfTheBucketInForce(t *testing.T) {
