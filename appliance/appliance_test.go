@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -244,6 +246,103 @@ func TestReloadIsAppliedWholeOrNotAtAll(t *testing.T) {
 	if _, m := p.get("/metrics"); !strings.Contains(m, "\nprometheus_config_last_reload_successful 1\n") {
 		t.Error("the metric does not recover")
 	}
+}
+
+// TestAConfigurationFromTheBucketIsAppliedWholeOrNotAtAll has one that fails only when it is applied, after other parts of it are
+// in force: what a file leaves as a mixture is taken back.
+func TestAConfigurationFromTheBucketIsAppliedWholeOrNotAtAll(t *testing.T) {
+	dir := t.TempDir()
+	below := filepath.Join(dir, "bucket", "config")
+	if err := os.MkdirAll(below, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "tocsin.yml"), fmt.Sprintf("bucket: {type: FILESYSTEM, config: {directory: %q}}\n"+
+		"config_from: {bucket: true, poll: 1s}\nreplica: {name: one}\n", filepath.Join(dir, "bucket")))
+	file := "prometheus: {rule_files: [%s], scrape_configs: [{job_name: %s, static_configs: [{targets: ['localhost:1']}]%s}]%s}\n"
+	write(t, filepath.Join(below, "tocsin.yml"), fmt.Sprintf(file, "rules.yml", "old", "", ""))
+	write(t, filepath.Join(below, "rules.yml"), "groups: [{name: g, rules: [{record: answer, expr: 42}]}]\n")
+	p := start(t, dir)
+	var first, st struct{ Hash, State, Problem string }
+	status := func(v any) {
+		_, body := p.get("/api/tocsin/v1/config")
+		if err := json.Unmarshal([]byte(body), v); err != nil {
+			t.Fatalf("%s: %v", body, err)
+		}
+	}
+	status(&first)
+	if first.State != "applied" {
+		t.Fatalf("what was copied by hand is not taken at the start: %+v", first)
+	}
+
+	// Whoever prepares it opens the one log, and then the other, where it waits for a reader. It was checked once before.
+	rules, queries, failures := filepath.Join(dir, "rules.yml"), filepath.Join(dir, "queries.log"), filepath.Join(dir, "failures.log")
+	write(t, rules, "groups: []\n")
+	if err := errors.Join(syscall.Mkfifo(failures, 0o600), os.Link(failures, failures+".read")); err != nil {
+		t.Fatal(err)
+	}
+	prepared := func() {
+		eventually(t, "it is prepared", func() bool { _, err := os.Stat(queries); return err == nil })
+		if err := os.Remove(queries); err != nil {
+			t.Fatal(err)
+		}
+	}
+	goOn := func() {
+		f, err := os.Open(failures + ".read")
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(below, "tocsin.yml"), fmt.Sprintf(file, rules, "new",
+		", scrape_failure_log_file: "+failures, ", global: {query_log_file: "+queries+"}"))
+	prepared()
+	goOn()
+	prepared()
+	write(t, rules, "garbage\n")
+	if err := os.Remove(failures); err != nil {
+		t.Fatal(err)
+	}
+	goOn()
+	eventually(t, "the other one is refused", func() bool { status(&st); return st.State == "refused" })
+	if st.Hash != first.Hash || !strings.Contains(st.Problem, "apply the rules") || strings.Contains(st.Problem, "parts of both") {
+		t.Errorf("the status says %+v", st)
+	}
+	for path, want := range map[string]string{"/api/v1/rules": `"query":"42"`, "/api/v1/status/config": "job_name: old"} {
+		if _, body := p.get(path); !strings.Contains(body, want) {
+			t.Errorf("GET %s is without %s: %s", path, want, body)
+		}
+	}
+	eventually(t, "the old job alone", func() bool { _, body := p.get("/api/v1/scrape_pools"); return strings.Contains(body, `["old"]`) })
+	_, m := p.get("/metrics")
+	for _, want := range []string{"\ntocsin_config_source_refused 1\n", "\ntocsin_config_hash_info{hash=\"" + first.Hash + "\"} 1\n",
+		"\ntocsin_cluster_config_differs{member=\"one\"} 1\n", "\ntocsin_config_reload_failures_total{phase=\"apply\"} 1\n"} {
+		if !strings.Contains(m, want) {
+			t.Errorf("the metrics do not say %q", want)
+		}
+	}
+
+	write(t, filepath.Join(below, "tocsin.yml"), fmt.Sprintf(file, "rules.yml", "new", "", ""))
+	eventually(t, "the corrected one", func() bool { status(&st); return st.State == "applied" && st.Hash != first.Hash })
+	eventually(t, "the new job alone", func() bool { _, body := p.get("/api/v1/scrape_pools"); return strings.Contains(body, `["new"]`) })
+}
+
+func TestTheFirstTargetsAreThoseOfTheBucketInForce(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "second", "targets"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "second", "targets", "a.json"), `[{"targets": ["127.0.0.1:1"]}]`)
+	file := "bucket: {type: FILESYSTEM, config: {directory: %q}}\nreplica: {name: one}\nprometheus: {scrape_configs: [%s]}\n"
+	write(t, filepath.Join(dir, "tocsin.yml"), fmt.Sprintf(file, filepath.Join(dir, "first"), ""))
+	p := start(t, dir)
+	write(t, filepath.Join(dir, "tocsin.yml"), fmt.Sprintf(file, filepath.Join(dir, "second"),
+		"{job_name: j, bucket_sd_configs: [{prefix: targets, refresh_interval: 1h}]}"))
+	if code, body := p.post("/-/reload"); code != http.StatusOK {
+		t.Fatalf("%d %s", code, body)
+	}
+	eventually(t, "the target", func() bool {
+		_, body := p.get("/api/v1/targets")
+		return strings.Contains(body, "127.0.0.1:1")
+	})
 }
 
 func TestNewRollsBack(t *testing.T) {

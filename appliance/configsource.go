@@ -94,10 +94,12 @@ func (a *Appliance) checkFromBucket(dir string) error {
 }
 
 // applyFromBucket puts into force what the source has put in its place.
-func (a *Appliance) applyFromBucket(ctx context.Context) (applied bool, err error) {
-	err = a.Reload(ctx)
-	last := a.lastReload.Load()
-	return err == nil || last != nil && errors.Is(err, last.err) && last.phase == phaseApply, err
+func (a *Appliance) applyFromBucket(ctx context.Context) (mixed bool, err error) {
+	phase, err := a.reloadLocked(ctx)
+	if why := errors.Unwrap(err); phase != "" && why != nil {
+		err = why // What is to be done about it is another than for a file.
+	}
+	return err != nil && phase == phaseApply, err
 }
 
 // cardConfig is what the other replicas are told.
@@ -116,15 +118,19 @@ func (a *Appliance) configStatus() http.Handler {
 	return a.source.Handler()
 }
 
-// configPatience is for how many looks into the bucket a replica may lag before that is an alert: with the default, a minute.
-const configPatience = 4
+const (
+	// configPatience is for how many looks into the bucket a replica may lag before that is an alert: with the default, a minute.
+	configPatience = 4
+	// bucketPatience is how long a replica may see no whole configuration in the bucket before it says so of itself in an alert. A
+	// bucket that is away for a moment changes nothing.
+	bucketPatience = 10 * time.Minute
+)
 
 // alertOfConfig has an alert fire for each live replica that lags or refuses the configuration in the bucket. It needs no rule, and no
 // scrape of this process: which rules there are is in that very configuration.
 func (a *Appliance) alertOfConfig(ctx context.Context) error {
 	every := time.Duration(a.Config().ConfigFrom.Poll)
-	since := map[string]time.Time{}
-	firing := map[string]*rules.Alert{}
+	alerts := configAlerts{every: every, lags: map[string]*configLag{}}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -133,46 +139,72 @@ func (a *Appliance) alertOfConfig(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		now := time.Now()
-		behind := a.source.Behind()
-		for name, why := range behind {
-			if why == "" {
-				delete(since, name)
-				continue
-			}
-			if _, ok := since[name]; !ok {
-				since[name] = now
-			}
-			if now.Sub(since[name]) < configPatience*every {
-				continue
-			}
-			alert, ok := firing[name]
-			if !ok {
-				alert = &rules.Alert{
-					State: rules.StateFiring, FiredAt: now, ActiveAt: since[name],
-					Labels: labels.FromStrings(model.AlertNameLabel, "TocsinConfigDiffers", "member", name, "severity", "warning"),
-				}
-				firing[name] = alert
-			}
-			alert.Annotations = labels.FromStrings(
-				"summary", "Replica "+name+" does not run on the configuration in the bucket.",
-				"description", why+". See /api/tocsin/v1/config on it.")
-		}
-		for name := range since {
-			if _, ok := behind[name]; !ok {
-				delete(since, name) // It is gone, which others say.
-			}
-		}
-		for name, alert := range firing {
-			// Repeated in time, as a rule would; a minute is what one that is not repeated lasts at least.
-			alert.ValidUntil = now.Add(max(time.Minute, configPatience*every))
-			if _, ok := since[name]; !ok {
-				alert.State, alert.ResolvedAt = rules.StateInactive, now
-				delete(firing, name)
-			}
+		for name, alert := range alerts.at(time.Now(), a.source.Behind()) {
 			a.alert.Notify(ctx, `tocsin_cluster_config_differs{member="`+name+`"} == 1`, alert)
 		}
 	}
+}
+
+// configAlerts are the alerts of replicas that are not as the bucket says.
+type configAlerts struct {
+	every time.Duration // between two looks into the bucket
+	lags  map[string]*configLag
+}
+
+// configLag is one replica that lags.
+type configLag struct {
+	since, told time.Time // told is when it was last said.
+	alert       *rules.Alert
+}
+
+// at takes what is known now, and gives the alerts to send by replica.
+func (c *configAlerts) at(now time.Time, behind map[string]bucket.Lag) map[string]*rules.Alert {
+	patience := configPatience * c.every
+	send := map[string]*rules.Alert{}
+	for name, is := range behind {
+		if is.Why == "" {
+			continue
+		}
+		lag, ok := c.lags[name]
+		if !ok {
+			lag = &configLag{since: now}
+			c.lags[name] = lag
+		}
+		lag.told = now
+		bound, summary := patience, "Replica "+name+" does not run on the configuration in the bucket."
+		if is.Waits {
+			bound, summary = max(patience, bucketPatience), "Replica "+name+" does not see the configuration in the bucket."
+		}
+		if lag.alert == nil {
+			if now.Sub(lag.since) < bound {
+				continue
+			}
+			lag.alert = &rules.Alert{
+				State: rules.StateFiring, FiredAt: now, ActiveAt: lag.since,
+				Labels: labels.FromStrings(model.AlertNameLabel, "TocsinConfigDiffers", "member", name, "severity", "warning"),
+			}
+		}
+		lag.alert.Annotations = labels.FromStrings("summary", summary, "description", is.Why+". See /api/tocsin/v1/config on it.")
+	}
+	for name, lag := range c.lags {
+		is, known := behind[name]
+		// Of one that is not known about it is not known for a moment, where this replica does not see the bucket; or it is gone,
+		// which others say.
+		over := known && is.Why == "" || !known && now.Sub(lag.told) >= patience
+		if over {
+			delete(c.lags, name)
+		}
+		if lag.alert == nil {
+			continue
+		}
+		if over {
+			lag.alert.State, lag.alert.ResolvedAt = rules.StateInactive, now
+		}
+		// Repeated in time, as a rule would; a minute is what one that is not repeated lasts at least.
+		lag.alert.ValidUntil = now.Add(max(time.Minute, patience))
+		send[name] = lag.alert
+	}
+	return send
 }
 
 // sourceStatus has a sentence for a configuration that is not in force.
@@ -190,7 +222,5 @@ func (a *Appliance) sourceStatus(s *web.Status) {
 		s.Problems = append(s.Problems, fmt.Sprintf("The configuration in the bucket is refused: %s. %s", st.Problem, goesOn))
 	case st.State == bucket.StateWaiting:
 		s.Problems = append(s.Problems, fmt.Sprintf("The configuration from the bucket is waited for: %s. %s", st.Problem, goesOn))
-	case st.Problem != "":
-		s.Problems = append(s.Problems, fmt.Sprintf("The configuration from the bucket is applied in part: %s.", st.Problem))
 	}
 }

@@ -36,8 +36,12 @@ type step struct {
 // steps are in the order of the data flow backwards: whoever takes something knows the new configuration before
 // whoever hands it over.
 func (a *Appliance) steps() []step {
-	steps := []step{
-		{"runtime", prepareFunc(a.prepareRuntime)},
+	steps := []step{{"runtime", prepareFunc(a.prepareRuntime)}}
+	// Whoever looks for targets in the bucket looks as soon as it is told to, and then not for an interval.
+	if a.objects != nil {
+		steps = append(steps, step{"objects", a.objects})
+	}
+	steps = append(steps, []step{
 		{"store", a.store},
 		{"query", a.query},
 		{"alert", a.alert},
@@ -45,15 +49,12 @@ func (a *Appliance) steps() []step {
 		{"federate", a.federate},
 		{"evaluate", a.evaluate},
 		{"tracing", prepareFunc(a.prepareTracing)},
-	}
+	}...)
 	if a.bucket != nil {
 		steps = append(steps, step{"bucket", a.bucket})
 	}
 	if a.mesh != nil {
 		steps = append(steps, step{"mesh", a.mesh})
-	}
-	if a.objects != nil {
-		steps = append(steps, step{"objects", a.objects})
 	}
 	// It looks into the bucket that is in force then.
 	if a.rendezvous != nil {
@@ -95,27 +96,32 @@ var errStopping = errors.New("the process is stopping")
 // nothing changed; it is logged and counted here, so that a caller only passes it on. Asked for while the process
 // starts, it waits until there is a configuration in force that it could replace.
 func (a *Appliance) Reload(ctx context.Context) error {
+	_, err := a.reloadLocked(ctx)
+	return err
+}
+
+// reloadLocked is Reload, and says in which phase it failed; "" where it did not come to one.
+func (a *Appliance) reloadLocked(ctx context.Context) (phase string, err error) {
 	select {
 	case <-a.configured:
 	case <-a.stopRequested:
-		return errStopping
+		return "", errStopping
 	case <-ctx.Done():
-		return fmt.Errorf("wait for the first configuration: %w", ctx.Err())
+		return "", fmt.Errorf("wait for the first configuration: %w", ctx.Err())
 	}
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
 	if a.stopping() {
-		return errStopping
+		return "", errStopping
 	}
 	start := time.Now()
-	phase, err := a.reload()
-	if err != nil {
+	if phase, err = a.reload(); err != nil {
 		a.refused(phase, err)
-		return err
+		return phase, err
 	}
 	a.accepted()
 	a.logger.Info("configuration reloaded", "file", a.Config().Path, "took", time.Since(start).Round(time.Millisecond))
-	return nil
+	return "", nil
 }
 
 func (a *Appliance) reload() (phase string, err error) {

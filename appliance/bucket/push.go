@@ -2,6 +2,7 @@ package bucket
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,7 +47,8 @@ type Earlier struct {
 	folder string
 }
 
-// Push makes a folder the configuration in the bucket. What was there before is kept for Rollback.
+// Push makes a folder the configuration in the bucket. What was there before is kept for Rollback, unless it is what a push that was
+// cut off left there, or what somebody has changed by hand since: no replica has ever taken that.
 func (d Depot) Push(ctx context.Context, dir string) (hash string, err error) {
 	t, err := readDir(dir)
 	if err != nil {
@@ -62,12 +64,14 @@ func (d Depot) Push(ctx context.Context, dir string) (hash string, err error) {
 // anything, and a push that is cut off is refused by all.
 func (d Depot) put(ctx context.Context, t tree) (hash string, err error) {
 	hash = t.hash()
-	old, err := d.current(ctx)
+	old, whole, err := d.current(ctx)
 	if err != nil {
 		return "", err
 	}
-	if err := d.archive(ctx, old, hash); err != nil {
-		return "", err
+	if whole {
+		if err := d.archive(ctx, old, hash); err != nil {
+			return "", err
+		}
 	}
 	m, err := json.MarshalIndent(manifest{Hash: hash, Files: t.digests(), When: time.Now().UTC(), Who: d.Who, Version: d.Version}, "", "  ")
 	if err != nil {
@@ -76,25 +80,22 @@ func (d Depot) put(ctx context.Context, t tree) (hash string, err error) {
 	if err := d.upload(ctx, d.Prefix+manifestName, m); err != nil {
 		return "", err
 	}
+	// What is gone goes first: where a file becomes a folder, or a folder a file, a bucket that is a folder cannot have both.
+	for _, name := range slices.Sorted(maps.Keys(old)) {
+		if _, ok := t[name]; ok {
+			continue
+		}
+		if err := d.Bucket.Delete(ctx, d.Prefix+name); err != nil && !d.Bucket.IsObjNotFoundErr(err) {
+			return "", fmt.Errorf("remove %s from the bucket: %w", d.Prefix+name, err)
+		}
+	}
 	changed := tree{}
 	for name, b := range t {
 		if was, ok := old[name]; !ok || !bytes.Equal(was, b) {
 			changed[name] = b
 		}
 	}
-	if err := d.uploadAll(ctx, d.Prefix, changed); err != nil {
-		return "", err
-	}
-	for _, name := range slices.Sorted(maps.Keys(old)) {
-		if _, ok := t[name]; ok {
-			continue
-		}
-		// Where something was a file and is a folder now, a folder's provider would remove all of it.
-		if err := d.Bucket.Delete(ctx, d.Prefix+name); err != nil && !d.Bucket.IsObjNotFoundErr(err) {
-			return "", fmt.Errorf("remove %s from the bucket: %w", d.Prefix+name, err)
-		}
-	}
-	return hash, nil
+	return hash, d.uploadAll(ctx, d.Prefix, changed)
 }
 
 func (d Depot) upload(ctx context.Context, name string, b []byte) error {
@@ -113,20 +114,50 @@ func (d Depot) uploadAll(ctx context.Context, prefix string, t tree) error {
 	return g.Wait()
 }
 
-// current reads what is in the bucket now, complete or not.
-func (d Depot) current(ctx context.Context) (tree, error) { return d.below(ctx, d.Prefix) }
+// current reads what is in the bucket now, and says whether that is a whole configuration: what a push has put there or, where there was
+// none, whatever is there.
+func (d Depot) current(ctx context.Context) (t tree, whole bool, err error) {
+	listed, err := list(ctx, d.Bucket, d.Prefix)
+	if err != nil {
+		return nil, false, err
+	}
+	whole = true
+	var m *manifest
+	if _, ok := listed[manifestName]; ok {
+		var raw []byte
+		m, raw, err = fetchManifest(ctx, d.Bucket, d.Prefix)
+		if raw == nil {
+			return nil, false, err
+		}
+		whole = err == nil
+		delete(listed, manifestName)
+	}
+	// Names that cannot be files are what the next push removes.
+	names := slices.Collect(maps.Keys(listed))
+	whole = whole && checkNames(names) == nil
+	if t, err = fetch(ctx, d.Bucket, d.Prefix, names, maxTreeBytes); err != nil {
+		return nil, false, err
+	}
+	return t, whole && (m == nil || m.Hash == t.hash()), nil
+}
 
-func (d Depot) below(ctx context.Context, prefix string) (tree, error) {
+// earlier reads one of the history.
+func (d Depot) earlier(ctx context.Context, e Earlier) (tree, error) {
+	prefix := d.Prefix + historyName + "/" + e.folder + "/"
 	listed, err := list(ctx, d.Bucket, prefix)
 	if err != nil {
 		return nil, err
 	}
-	delete(listed, manifestName)
-	names := slices.Sorted(maps.Keys(listed))
+	names := slices.Collect(maps.Keys(listed))
 	if err := checkNames(names); err != nil {
 		return nil, err
 	}
-	return fetch(ctx, d.Bucket, prefix, names, maxTreeBytes)
+	t, err := fetch(ctx, d.Bucket, prefix, names, maxTreeBytes)
+	if err == nil && ShortHash(t.hash()) != e.Hash {
+		// Keeping it was cut off.
+		err = fmt.Errorf("the earlier configuration %s is not complete in the bucket", e.Hash)
+	}
+	return t, err
 }
 
 // archive keeps what is about to be replaced, and no more than the last few.
@@ -183,7 +214,7 @@ func (d Depot) History(ctx context.Context) ([]Earlier, error) {
 // Rollback makes an earlier configuration the current one again: the one whose hash begins so, or without one the latest that
 // differs from the current one. What it replaces is kept in turn.
 func (d Depot) Rollback(ctx context.Context, to string) (hash string, err error) {
-	current, err := d.current(ctx)
+	current, _, err := d.current(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -191,24 +222,22 @@ func (d Depot) Rollback(ctx context.Context, to string) (hash string, err error)
 	if err != nil {
 		return "", err
 	}
+	var broken error
 	for _, e := range all {
 		if to == "" && e.Hash == ShortHash(current.hash()) || !strings.HasPrefix(e.Hash, to[:min(len(to), len(e.Hash))]) {
 			continue
 		}
-		t, err := d.below(ctx, d.Prefix+historyName+"/"+e.folder+"/")
+		t, err := d.earlier(ctx, e)
 		if err != nil {
-			return "", err
-		}
-		if ShortHash(t.hash()) != e.Hash {
-			// A push that was cut off while it kept it.
-			if to == "" {
-				continue
-			}
-			return "", fmt.Errorf("the earlier configuration %s is not complete in the bucket", e.Hash)
+			broken = cmp.Or(broken, err) // An older copy of the same may be whole.
+			continue
 		}
 		return d.put(ctx, t)
 	}
-	if to != "" {
+	switch {
+	case broken != nil:
+		return "", broken
+	case to != "":
 		return "", fmt.Errorf("no earlier configuration has a hash that begins with %s", to)
 	}
 	return "", errors.New("there is no earlier configuration in the bucket")
@@ -217,7 +246,10 @@ func (d Depot) Rollback(ctx context.Context, to string) (hash string, err error)
 // Pull writes the configuration in the bucket to a folder, which must be new or empty unless force is set: then files of the
 // same name are replaced, and others stay.
 func (d Depot) Pull(ctx context.Context, dir string, force bool) (hash string, files int, err error) {
-	t, err := d.current(ctx)
+	t, _, err := d.current(ctx)
+	if err == nil {
+		err = checkNames(slices.Collect(maps.Keys(t)))
+	}
 	if err != nil {
 		return "", 0, err
 	}
@@ -246,7 +278,7 @@ func (d Depot) Diff(ctx context.Context, dir string) ([]Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	old, err := d.current(ctx)
+	old, _, err := d.current(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -25,13 +25,17 @@ const (
 	// lookTimeout bounds one look at the configuration in the bucket, and the one that the start waits for.
 	lookTimeout  = 2 * time.Minute
 	startTimeout = 10 * time.Second
-	// startPause is between two looks at a start, where no push says what is complete.
+	// startPause is between two looks at a start.
 	startPause = time.Second
+	// hurry is the longest pause between two looks while there is no configuration at all.
+	hurry = 15 * time.Second
 
 	// unsettled is how long a push may be under way, without anything changing, until what is there is refused.
 	unsettled = 2 * time.Minute
-	// tryAgain is how often a refused configuration is checked again: the reason may have been on this machine.
-	tryAgain = time.Minute
+	// tryAgain is how often a refused configuration is checked again: the reason may have been on this machine. One that came into
+	// force in part, and disturbed what runs, is left alone for longer.
+	tryAgain   = time.Minute
+	applyAgain = 10 * time.Minute
 
 	// An object whose time has not changed is taken for unchanged from an age on, for providers note the time in seconds and by
 	// clocks of their own; and everything is read again now and then all the same.
@@ -80,9 +84,9 @@ type SourceOptions struct {
 	Dir string
 	// Check says what is wrong with the configuration in a folder, without changing anything.
 	Check func(dir string) error
-	// Apply puts the configuration in the Live folder into force. Where it fails, applied says whether that was after parts of it
-	// had come into force.
-	Apply func(context.Context) (applied bool, err error)
+	// Apply puts the configuration in the Live folder into force. Where it fails, mixed says whether that was after parts of it had
+	// come into force.
+	Apply func(context.Context) (mixed bool, err error)
 	// Tell hands the others what is in force here.
 	Tell func(mesh.CardConfig)
 	// Members are the replicas, this one among them.
@@ -104,7 +108,7 @@ func (o *SourceOptions) validate() error {
 
 // Source brings the configuration from the bucket: it is mirrored whole into a folder of its own, checked there, and then
 // put in the place that the process reads, whose path is always the same, so that rule groups keep their state and target files
-// their names. What cannot be used changes nothing.
+// their names. What cannot be used changes nothing, and what turns out so while it is applied is taken back.
 //
 //	DIR/versions/HASH/   the last few, each whole
 //	DIR/current          the hash of the last that was in force
@@ -118,10 +122,13 @@ type Source struct {
 	last    look      // the last one that read everything
 	since   time.Time // when last.hash was seen first
 	refused struct {
-		hash string
-		at   time.Time
+		hash, why string
+		at        time.Time
+		again     time.Duration // after which it is tried again
 	}
-	logged string // the problem that was logged last
+	mixed    bool      // Parts of refused are in force.
+	wentBack time.Time // when that could not be undone
+	logged   string    // the problem that was logged last
 
 	mtx    sync.Mutex
 	status SourceStatus
@@ -136,7 +143,7 @@ type look struct {
 	digests  map[string]string
 	hash     string
 	manifest *manifest
-	// unreadable says what is wrong with the manifest.
+	// unreadable says why what is there cannot be a configuration, or what is wrong with the manifest.
 	unreadable error
 	raw        string // of the manifest
 }
@@ -185,7 +192,9 @@ func (s *Source) Status() SourceStatus {
 func (s *Source) Begin(ctx context.Context) error {
 	current := s.current()
 	t, waiting := s.firstLook(ctx, current)
-	if t != nil && t.hash() != current && s.read(beginningName) != t.hash() {
+	if t != nil && t.hash() != current && s.noted(beginningName) == t.hash() {
+		waiting = "the last start did not come up with what is in the bucket"
+	} else if t != nil && t.hash() != current {
 		// Should the process not come up with it, the next start takes the last good one again.
 		if err := s.write(beginningName, t.hash()); err != nil {
 			return err
@@ -216,28 +225,50 @@ func (s *Source) Begin(ctx context.Context) error {
 	return nil
 }
 
-// firstLook waits a moment for what is in the bucket. Where it gives none, it says why.
-func (s *Source) firstLook(ctx context.Context, current string) (tree, string) {
+// firstLook waits a moment for what is in the bucket. Where it gives none, it says why. What can be started without, because there is
+// one that was in force before, is not waited for but where a second look is all that it takes; Run goes on looking.
+func (s *Source) firstLook(ctx context.Context, current string) (t tree, why string) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
-		l, t, err := s.look(ctx)
-		if err != nil {
-			s.logger.Warn("the configuration in the bucket cannot be read; the last good one is used until it can", "err", err)
-			return nil, err.Error()
+		l, read, err := s.look(ctx)
+		again, byHand, empty := false, false, false
+		if err == nil {
+			if read != nil {
+				t = read // Otherwise nothing has changed since.
+			}
+			again = s.mark(l)
+			settled, refuse, waiting := s.judge(l, again || l.hash == current)
+			if settled {
+				return t, ""
+			}
+			why = cmp.Or(refuse, waiting)
+			byHand = l.manifest == nil && l.unreadable == nil && len(l.digests) > 0
+			empty = l.manifest == nil && l.unreadable == nil && len(l.digests) == 0
+		} else if ctx.Err() == nil || why == "" {
+			why = err.Error()
 		}
-		s.mark(l)
-		if settled, _, waiting := s.judge(l, l.hash == current || s.since.Before(l.at)); settled {
-			return t, ""
-		} else if l.manifest != nil || l.unreadable != nil || len(l.digests) == 0 {
-			return nil, waiting
+		if empty || current != "" && !byHand {
+			break
+		}
+		if why != s.logged {
+			s.logged = why
+			s.logger.Info("the start waits for the configuration in the bucket", "at_most", startTimeout, "reason", why)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, "what is in the bucket is not complete"
 		case <-time.After(startPause):
+			continue
 		}
+		break
 	}
+	s.logged = why
+	goesOn := "there was none in force before, so nothing is scraped"
+	if current != "" {
+		goesOn = "the one that was in force last goes on"
+	}
+	s.logger.Warn("the start does not wait longer for the configuration in the bucket; "+goesOn+" until it is there", "reason", why)
+	return nil, why
 }
 
 // Run keeps up with the bucket until ctx ends. The configuration of Begin is in force when it is called.
@@ -250,13 +281,24 @@ func (s *Source) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(s.o.Poll):
+		case <-time.After(s.pause()):
 		}
 	}
 }
 
+// pause is how long until the next look. Who runs on nothing is in a hurry.
+func (s *Source) pause() time.Duration {
+	if s.Status().Hash == "" {
+		return min(s.o.Poll, hurry)
+	}
+	return s.o.Poll
+}
+
 // poll looks once, and does what follows from it.
 func (s *Source) poll(ctx context.Context) {
+	if s.mixed && time.Since(s.wentBack) >= tryAgain {
+		s.goBack(ctx)
+	}
 	looking, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	hash := s.Status().Hash
@@ -264,21 +306,27 @@ func (s *Source) poll(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	note := s.problem
+	if s.mixed {
+		// Nothing is worse than that.
+		note = func(string, string, string) {}
+	}
 	if err != nil {
-		s.problem(StateWaiting, s.Status().SeenHash, err.Error())
+		note(StateWaiting, s.Status().SeenHash, err.Error())
 		return
 	}
 	again := s.mark(l)
 	settled, refuse, waiting := s.judge(l, again)
 	switch {
 	case refuse != "":
-		s.problem(StateRefused, l.hash, refuse)
+		note(StateRefused, l.hash, refuse)
 	case !settled:
-		s.problem(StateWaiting, l.hash, waiting)
-	case l.hash == hash:
+		note(StateWaiting, l.hash, waiting)
+	case l.hash == hash && !s.mixed:
 		s.problem(StateApplied, hash, "")
-	case l.hash == s.refused.hash && time.Since(s.refused.at) < tryAgain:
-		// It is known, and may be checked again later.
+	case l.hash == s.refused.hash && time.Since(s.refused.at) < s.refused.again:
+		// It is known, and is tried again later. Meanwhile the bucket may have been away.
+		note(StateRefused, l.hash, s.refused.why)
 	default:
 		if t == nil { // Nothing has changed since it was refused.
 			s.last.complete = false
@@ -293,37 +341,63 @@ func (s *Source) poll(ctx context.Context) {
 // switchTo applies a configuration, or goes on with the last one.
 func (s *Source) switchTo(ctx context.Context, t tree, l look) {
 	before := s.Status().Hash
-	s.set(StateWaiting, before, l.hash, "it is being applied")
-	applied, err := false, s.take(t)
+	if l.hash != s.refused.hash && !s.mixed { // Otherwise it stays refused while it is tried.
+		s.set(StateWaiting, before, l.hash, "it is being applied")
+	}
+	err := s.take(t)
 	if err == nil {
-		if applied, err = s.o.Apply(ctx); err != nil && applied {
-			err = fmt.Errorf("it is in force, but: %w", err)
-		}
+		var mixed bool
+		mixed, err = s.o.Apply(ctx)
+		s.mixed = err != nil && (mixed || s.mixed)
 	}
 	if ctx.Err() != nil && err != nil {
 		return // The process stops; that says nothing about the configuration.
 	}
-	if !applied {
-		s.refused.hash, s.refused.at = l.hash, time.Now()
-		if back := s.back(before); back != nil {
-			err = errors.Join(err, back)
-		}
-		s.set(StateWaiting, before, l.hash, "")
-		s.problem(StateRefused, l.hash, err.Error())
+	if err != nil {
+		s.refuse(ctx, l.hash, err)
 		return
 	}
 	s.refused.hash, s.logged = "", ""
 	s.keep(l.hash)
-	problem := ""
-	if err != nil {
-		problem = err.Error()
-	}
-	s.set(StateApplied, l.hash, l.hash, problem)
+	s.set(StateApplied, l.hash, l.hash, "")
 	attrs := []any{"hash", ShortHash(l.hash), "files", len(t)}
 	if l.manifest != nil {
 		attrs = append(attrs, "pushed_by", l.manifest.Who, "pushed_at", l.manifest.When.UTC())
 	}
 	s.logger.Info("the configuration from the bucket is in force", attrs...)
+}
+
+// refuse goes on with the last configuration: with all of it, also where parts of the refused one had come into force.
+func (s *Source) refuse(ctx context.Context, hash string, why error) {
+	s.refused.hash, s.refused.why, s.refused.at, s.refused.again = hash, why.Error(), time.Now(), tryAgain
+	if s.mixed {
+		s.refused.again = applyAgain
+	}
+	if s.mixed {
+		s.goBack(ctx)
+		return
+	}
+	if back := s.back(s.Status().Hash); back != nil {
+		why = errors.Join(why, back)
+	}
+	s.problem(StateRefused, hash, why.Error())
+}
+
+// goBack puts the last configuration into force again, after parts of another one were.
+func (s *Source) goBack(ctx context.Context) {
+	problem := s.refused.why
+	err := s.back(s.Status().Hash)
+	if err == nil {
+		_, err = s.o.Apply(ctx)
+	}
+	if err != nil && ctx.Err() != nil {
+		return
+	}
+	if s.mixed = err != nil; s.mixed {
+		s.wentBack = time.Now()
+		problem += "; and the one before could not be put into force again, so that parts of both are until that works, or until a restart: " + err.Error()
+	}
+	s.problem(StateRefused, s.refused.hash, problem)
 }
 
 // take checks a configuration and puts it where it is read.
@@ -366,7 +440,7 @@ func (s *Source) version(hash string) (tree, error) {
 
 // current is the last configuration that was in force, if its copy is whole; "" for none.
 func (s *Source) current() string {
-	hash := s.read(currentName)
+	hash := s.noted(currentName)
 	if hash == "" || strings.ContainsAny(hash, `/\.`) {
 		return ""
 	}
@@ -377,7 +451,7 @@ func (s *Source) current() string {
 	return hash
 }
 
-func (s *Source) read(name string) string {
+func (s *Source) noted(name string) string {
 	b, err := os.ReadFile(filepath.Join(s.o.Dir, name))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -441,8 +515,23 @@ func (s *Source) keep(hash string) {
 	}
 }
 
-// look reads what is in the bucket. The tree is nil where nothing has changed since the last look.
+// look reads what is in the bucket. The tree is nil where nothing has changed since the last look, and where what is there cannot be a
+// configuration at all. Its error is about the way to the bucket.
 func (s *Source) look(ctx context.Context) (look, tree, error) {
+	l, t, err := s.read(ctx)
+	var bad unusable
+	if errors.As(err, &bad) {
+		l.unreadable, l.complete, t, err = err, false, nil, nil
+	}
+	if err == nil {
+		s.mtx.Lock()
+		s.status.LastSuccess = time.Now()
+		s.mtx.Unlock()
+	}
+	return l, t, err
+}
+
+func (s *Source) read(ctx context.Context) (look, tree, error) {
 	l := look{at: time.Now(), complete: true}
 	var err error
 	if l.listed, err = list(ctx, s.o.Bucket, s.o.Prefix); err != nil {
@@ -475,21 +564,12 @@ func (s *Source) look(ctx context.Context) (look, tree, error) {
 	if l.digests = t.digests(); len(l.digests) > 0 {
 		l.hash = hashOf(l.digests)
 	}
-	s.mtx.Lock()
-	s.status.LastSuccess = l.at
-	s.mtx.Unlock()
 	return l, t, nil
 }
 
 // unchanged tells from names and times that there is nothing new to read.
 func (s *Source) unchanged(listed listing, now time.Time) bool {
-	if !s.last.complete || len(listed) == 0 || now.Sub(s.last.at) > readAllAgain || !maps.EqualFunc(listed, s.last.listed, time.Time.Equal) {
-		return false
-	}
-	s.mtx.Lock()
-	s.status.LastSuccess = now
-	s.mtx.Unlock()
-	return true
+	return s.last.complete && len(listed) > 0 && now.Sub(s.last.at) <= readAllAgain && maps.EqualFunc(listed, s.last.listed, time.Time.Equal)
 }
 
 // mark notes what was seen, and tells whether that is what the look before saw, too.
@@ -510,9 +590,9 @@ func (s *Source) judge(l look, again bool) (settled bool, refuse, waiting string
 	case len(l.digests) == 0 && l.manifest == nil && l.unreadable == nil:
 		return false, "", fmt.Sprintf("nothing is below %s in the bucket", s.o.Prefix)
 	case l.unreadable != nil && old:
-		return false, l.unreadable.Error() + ": push again", ""
+		return false, l.unreadable.Error() + "; correct it, or push again", ""
 	case l.unreadable != nil:
-		return false, "", "a push is under way"
+		return false, "", "a push is under way, or what is there cannot be used: " + l.unreadable.Error()
 	case l.manifest != nil && l.manifest.Hash == l.hash:
 		return true, "", ""
 	case l.manifest != nil && old:

@@ -5,8 +5,6 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/tocsin-io/tocsin/appliance/mesh"
 )
 
 var (
@@ -17,7 +15,7 @@ var (
 	configRefusedDesc = prometheus.NewDesc("tocsin_config_source_refused",
 		"Whether what is in the bucket is refused as a configuration, so that an older one goes on.", nil, nil)
 	configDiffersDesc = prometheus.NewDesc("tocsin_cluster_config_differs",
-		"Whether a live replica, this one too, does not run on the configuration in the bucket as this one sees it: it lags, or refuses it.", []string{"member"}, nil)
+		"Whether a live replica, this one too, does not run on the configuration in the bucket as this one sees it: it lags, or refuses it. Of others that are not known to refuse it there is none while this one sees no whole configuration there.", []string{"member"}, nil)
 )
 
 // sourceMetrics shows what the status says.
@@ -45,44 +43,50 @@ func (m sourceMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(configSuccessDesc, success)
 	gauge(configRefusedDesc, number(status.State == StateRefused))
-	for name, why := range m.s.Behind() {
-		gauge(configDiffersDesc, number(why != ""), name)
+	for name, lag := range m.s.Behind() {
+		gauge(configDiffersDesc, number(lag.Why != ""), name)
 	}
 }
 
-// Behind tells for each live replica, this one too, why it does not run on the configuration in the bucket as this one sees it;
-// "" where it does.
-func (s *Source) Behind() map[string]string {
+// Lag is where a live replica stands against the configuration in the bucket.
+type Lag struct {
+	// Why it does not run on it; "" where it does.
+	Why string
+	// Waits says that nothing is known against it but that it waits for the bucket, which only it itself says.
+	Waits bool
+}
+
+// Behind tells where each live replica, this one too, stands against the configuration in the bucket as this one sees it. While this
+// one sees no whole configuration there, it speaks for itself alone: the others may see what it does not. That one of them refuses
+// what is there, that one says.
+func (s *Source) Behind() map[string]Lag {
 	status := s.Status()
-	wanted := status.SeenHash
-	if wanted == "" {
-		wanted = status.Hash // The bucket was never seen; then all should be alike.
-	}
-	wanted = ShortHash(wanted)
-	why := func(c mesh.CardConfig, problem string) string {
-		switch {
-		case c.State == StateRefused:
-			return "it refuses what is in the bucket" + problem + ", and runs on " + nameOfHash(c.Hash)
-		case c.Hash != wanted:
-			return "it runs on " + nameOfHash(c.Hash) + ", and in the bucket is " + nameOfHash(wanted)
-		}
-		return ""
-	}
-	behind := map[string]string{}
+	wanted := ShortHash(status.SeenHash)
+	judges := status.State != StateWaiting && wanted != ""
+	behind := map[string]Lag{}
 	for _, member := range s.o.Members() {
 		// A stock Alertmanager has no card.
 		if !member.Self && (!member.Alive || member.Card.Cluster == "") {
 			continue
 		}
+		card, problem := member.Card.Config, ""
 		if member.Self {
-			problem := ""
+			card = s.Card()
 			if status.Problem != "" {
 				problem = " (" + status.Problem + ")"
 			}
-			behind[member.Name] = why(s.Card(), problem)
-			continue
 		}
-		behind[member.Name] = why(member.Card.Config, "")
+		switch {
+		case card.State == StateRefused:
+			behind[member.Name] = Lag{Why: "it refuses what is in the bucket" + problem + ", and runs on " + nameOfHash(card.Hash)}
+		case member.Self && status.State == StateWaiting:
+			behind[member.Name] = Lag{Why: "it sees no whole configuration in the bucket" + problem + ", and runs on " + nameOfHash(card.Hash), Waits: true}
+		case !judges:
+		case card.Hash != wanted:
+			behind[member.Name] = Lag{Why: "it runs on " + nameOfHash(card.Hash) + ", and in the bucket is " + nameOfHash(wanted)}
+		default:
+			behind[member.Name] = Lag{}
+		}
 	}
 	return behind
 }

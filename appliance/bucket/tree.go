@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -124,6 +125,12 @@ func (m *manifest) differs(digests map[string]string) string {
 	return strings.Join(names, ", ")
 }
 
+// unusable says of what is in the bucket, and not of the way there, that it cannot be a configuration.
+type unusable struct{ error }
+
+// Unwrap gives the reason.
+func (u unusable) Unwrap() error { return u.error }
+
 // listing is what is below a prefix: names without the prefix, and the times of the objects where the provider lists them.
 type listing map[string]time.Time
 
@@ -148,13 +155,16 @@ func list(ctx context.Context, bkt objstore.BucketReader, prefix string) (listin
 			switch {
 			case !below || name == "" || a.Name == folder+"/" || ignored(name) && name != manifestName:
 				return nil
+			case name == "/" || strings.HasSuffix(name, "//"):
+				// An object store may have it, and gives the same again for every look below it.
+				return unusable{fmt.Errorf("%q cannot be a folder of the configuration: it has no name", clipName(a.Name))}
 			case strings.HasSuffix(name, "/"):
 				folders = append(folders, strings.TrimSuffix(a.Name, "/"))
 			default:
 				found[name], _ = a.LastModified()
 			}
 			if len(found)+len(folders) > maxTreeFiles {
-				return fmt.Errorf("there are more than %d objects", maxTreeFiles)
+				return unusable{fmt.Errorf("there are more than %d objects", maxTreeFiles)}
 			}
 			return nil
 		}, opts...)
@@ -165,27 +175,23 @@ func list(ctx context.Context, bkt objstore.BucketReader, prefix string) (listin
 	return found, nil
 }
 
-// fetch reads objects. All of them or an error: the first one names the object.
+// fetch reads objects, which may have limit bytes together. All of them or an error: the first one names the object.
 func fetch(ctx context.Context, bkt objstore.BucketReader, prefix string, names []string, limit int64) (tree, error) {
 	t := make(tree, len(names))
+	var room atomic.Int64
+	room.Store(limit)
 	var mtx sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readConcurrency)
 	for _, name := range names {
 		g.Go(func() error {
-			mtx.Lock()
-			room := limit
-			mtx.Unlock()
-			b, err := fetchObject(ctx, bkt, prefix+name, room)
+			b, err := fetchObject(ctx, bkt, prefix+name, &room)
 			if err != nil {
 				return err
 			}
 			mtx.Lock()
 			defer mtx.Unlock()
 			t[name] = b
-			if limit -= int64(len(b)); limit < 0 {
-				return tooLarge(prefix + name)
-			}
 			return nil
 		})
 	}
@@ -195,28 +201,42 @@ func fetch(ctx context.Context, bkt objstore.BucketReader, prefix string, names 
 	return t, nil
 }
 
-func tooLarge(name string) error {
-	return fmt.Errorf("read %s: the configuration is larger than %d MiB", name, maxTreeBytes>>20)
-}
+// errTooLarge is what there is instead of more than may be read.
+var errTooLarge = unusable{fmt.Errorf("a configuration has at most %d MiB, and the list of its files %d", maxTreeBytes>>20, maxManifestBytes>>20)}
 
-func fetchObject(ctx context.Context, bkt objstore.BucketReader, name string, limit int64) ([]byte, error) {
+// fetchObject reads an object, and takes its bytes from the room that there is while it does.
+func fetchObject(ctx context.Context, bkt objstore.BucketReader, name string, room *atomic.Int64) ([]byte, error) {
 	r, err := bkt.Get(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("read %s of the bucket: %w", name, err)
 	}
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	b, err := io.ReadAll(rationed{r, room})
 	if err = errors.Join(err, r.Close()); err != nil {
 		return nil, fmt.Errorf("read %s of the bucket: %w", name, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, tooLarge(name)
 	}
 	return b, nil
 }
 
+// rationed is a reader that fails when there is no room left for what it reads. Several may share the room.
+type rationed struct {
+	r    io.Reader
+	room *atomic.Int64
+}
+
+// Read implements io.Reader.
+func (r rationed) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if r.room.Add(-int64(n)) < 0 {
+		return 0, errTooLarge
+	}
+	return n, err
+}
+
 // fetchManifest gives nil where there is none, and an error that is about its content for one that makes no sense.
 func fetchManifest(ctx context.Context, bkt objstore.BucketReader, prefix string) (m *manifest, raw []byte, err error) {
-	raw, err = fetchObject(ctx, bkt, prefix+manifestName, maxManifestBytes)
+	var room atomic.Int64
+	room.Store(maxManifestBytes)
+	raw, err = fetchObject(ctx, bkt, prefix+manifestName, &room)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -229,7 +249,7 @@ func checkNames(names []string) error {
 	folders := map[string]string{}
 	for _, name := range names {
 		if problem := nameProblem(name); problem != "" {
-			return fmt.Errorf("%q cannot be a file of the configuration: %s", clipName(name), problem)
+			return unusable{fmt.Errorf("%q cannot be a file of the configuration: %s", clipName(name), problem)}
 		}
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 			folders[dir] = name
@@ -237,7 +257,7 @@ func checkNames(names []string) error {
 	}
 	for _, name := range names {
 		if within, ok := folders[name]; ok {
-			return fmt.Errorf("%q cannot be a file of the configuration: it is the folder of %q, too", clipName(name), clipName(within))
+			return unusable{fmt.Errorf("%q cannot be a file of the configuration: it is the folder of %q, too", clipName(name), clipName(within))}
 		}
 	}
 	return nil
@@ -294,7 +314,7 @@ func readDir(dir string) (tree, error) {
 		case !info.Mode().IsRegular():
 			return fmt.Errorf("%s is not a regular file", p)
 		case info.Size() > room:
-			return tooLarge(p)
+			return fmt.Errorf("%s is too large: %w", p, errTooLarge)
 		case len(t) == maxTreeFiles:
 			return fmt.Errorf("there are more than %d files in %s", maxTreeFiles, dir)
 		}

@@ -39,6 +39,11 @@ const (
 
 	// lookTimeout bounds one look into the bucket: a client of a hanging bucket would wait for ever.
 	lookTimeout = 2 * time.Minute
+	// recallPatience bounds the first look where the targets of an earlier run are at hand: they are not kept waiting for longer.
+	recallPatience = 5 * time.Second
+	// firstPause is until the second look where the first one failed, and doubles from there: a bucket that is away for a moment at
+	// the start must not cost a whole refresh interval.
+	firstPause = time.Second
 	// settled is the age from which an object whose time has not changed is taken for unchanged: providers note the time in
 	// seconds, and by clocks of their own.
 	settled = time.Minute
@@ -187,9 +192,15 @@ func (d *bucketDiscoverer) Run(ctx context.Context, up chan<- []*targetgroup.Gro
 		d.t.mtx.Unlock()
 	}()
 	d.recall()
-	for {
+	bound, soon := lookTimeout, firstPause
+	if len(d.objects) > 0 {
+		bound = recallPatience
+	}
+	for whole := false; ; bound = lookTimeout {
 		began := time.Now()
-		changed, err := d.look(ctx)
+		looking, cancel := context.WithTimeout(ctx, bound)
+		changed, err := d.look(looking)
+		cancel()
 		if ctx.Err() != nil {
 			return
 		}
@@ -201,10 +212,14 @@ func (d *bucketDiscoverer) Run(ctx context.Context, up chan<- []*targetgroup.Gro
 		if changed {
 			d.remember()
 		}
+		pause := time.Duration(d.cfg.RefreshInterval)
+		if whole = whole || err == nil; !whole {
+			pause, soon = min(pause, soon), min(2*soon, pause)
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(time.Duration(d.cfg.RefreshInterval)):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -235,8 +250,6 @@ func (d *bucketDiscoverer) note(err error, at time.Time) {
 
 // look reads what has changed. Its error says what could not be read; the rest is taken all the same.
 func (d *bucketDiscoverer) look(ctx context.Context) (changed bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
 	listed, err := d.list(ctx)
 	if err != nil {
 		d.t.errors.Inc()

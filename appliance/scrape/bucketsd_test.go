@@ -2,6 +2,7 @@ package scrape
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +18,7 @@ import (
 	"github.com/prometheus/prometheus/discovery"
 	"github.com/prometheus/prometheus/discovery/targetgroup"
 	"github.com/stretchr/testify/require"
+	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/objstore/providers/filesystem"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
@@ -162,4 +165,51 @@ func TestBucketDiscovererEnds(t *testing.T) {
 	require.Len(t, <-up, 1)
 	cancel()
 	<-done
+}
+
+// away is a bucket that fails for some looks, and then hangs for some.
+type away struct {
+	objstore.BucketReader
+	fails, hangs int
+}
+
+func (a *away) IterWithAttributes(ctx context.Context, dir string, f func(objstore.IterObjectAttributes) error, opts ...objstore.IterOption) error {
+	switch {
+	case a.fails > 0:
+		a.fails--
+		return errors.New("the bucket is away")
+	case a.hangs > 0:
+		a.hangs--
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return a.BucketReader.IterWithAttributes(ctx, dir, f, opts...)
+}
+
+func TestFirstBucketTargetsDoNotWaitForTheNextInterval(t *testing.T) {
+	w := newWorld(t)
+	w.put("targets/a.json", `[{"targets":["a:1"]}]`)
+	bkt := &away{BucketReader: w.targets.bkt, fails: 2}
+	w.targets.bkt = bkt
+	synctest.Test(t, func(t *testing.T) {
+		// after is how long it takes until upstream knows targets.
+		after := func() time.Duration {
+			cfg := &config.BucketSD{Prefix: "targets/", RefreshInterval: model.Duration(time.Hour)}
+			d := w.targets.discoverer(cfg, slog.New(slog.DiscardHandler))
+			ctx, cancel := context.WithCancel(t.Context())
+			up, done := make(chan []*targetgroup.Group), make(chan struct{})
+			began := time.Now()
+			go func() { defer close(done); d.Run(ctx, up) }()
+			require.Len(t, <-up, 1)
+			took := time.Since(began)
+			synctest.Wait()
+			cancel()
+			<-done
+			return took
+		}
+		require.Equal(t, firstPause+2*firstPause, after())
+		// Those of the last run are there soon, though the bucket hangs.
+		bkt.hangs = 1000
+		require.Equal(t, recallPatience, after())
+	})
 }
