@@ -21,6 +21,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/thanos/pkg/block"
@@ -171,8 +172,14 @@ func (b *Bucket) Settled(mint, maxt int64) bool {
 
 // needless tells whether a window is not uploaded at all.
 func (u *uploader) needless(begin int64) bool {
-	if raw := time.Duration(u.b.retention.Load().Raw); raw > 0 {
-		if begin+u.b.o.Window.Milliseconds() <= u.now().Add(-raw).UnixMilli() {
+	keep, end := u.b.retention.Load(), begin+u.b.o.Window.Milliseconds()
+	over := func(d model.Duration) bool { return d > 0 && end <= u.now().Add(-time.Duration(d)).UnixMilli() }
+	if over(keep.Raw) {
+		if over(keep.FiveMinutes) && over(keep.OneHour) {
+			return true
+		}
+		// What is kept longer is made of it, unless that was done.
+		if v, err := u.b.catalogue.last(); err == nil && v.sampled[begin] {
 			return true
 		}
 	}
@@ -239,6 +246,10 @@ func (u *uploader) round(ctx context.Context) error {
 	v, err := u.b.catalogue.last()
 	if err != nil {
 		if v, err = u.b.catalogue.look(ctx); err != nil {
+			return err
+		}
+		// Some may have turned out to be needless.
+		if list, err = u.finished(); err != nil {
 			return err
 		}
 	}
@@ -486,7 +497,7 @@ func (u *uploader) process(ctx context.Context, w *window) error {
 		return err
 	}
 	// Another may have uploaded it, or this replica, before it was killed.
-	if better, there := v.covered[w.begin]; better || there && !s.whole {
+	if better, there := v.covered[w.begin]; better || there && !s.whole || u.needless(w.begin) {
 		return u.take(ctx, w)
 	}
 	there, err := u.readable(ctx, s.id)

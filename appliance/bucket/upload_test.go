@@ -29,6 +29,7 @@ import (
 	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/thanos/pkg/block"
 	"github.com/thanos-io/thanos/pkg/block/metadata"
+	"github.com/thanos-io/thanos/pkg/compact/downsample"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/store"
@@ -92,6 +93,7 @@ type cluster struct {
 	clock *clock
 	begin int64         // Of the first window that there are data of.
 	raw   time.Duration // The retention of the bucket.
+	keep  time.Duration // That of downsampled blocks.
 	cache units.Base2Bytes
 	mesh  func(replica string) Mesh // nil where the caches do not reach each other.
 }
@@ -183,7 +185,7 @@ func (r *replica) restart() {
 		Dir: filepath.Join(r.dir, "bucket"), Replica: r.name, Store: r.store, Gaps: &r.gaps, Window: testWindow,
 		Config: &config.Config{Bucket: &config.Bucket{
 			Type: "FILESYSTEM", Name: r.cluster.dir, Objstore: fmt.Appendf(nil, "type: FILESYSTEM\nconfig: {directory: %q}\n", r.cluster.dir),
-			Retention: config.BucketRetention{Raw: model.Duration(r.raw)}, Cache: config.BucketCache{Size: r.cache},
+			Retention: config.BucketRetention{Raw: model.Duration(r.raw), FiveMinutes: model.Duration(r.keep), OneHour: model.Duration(r.keep)}, Cache: config.BucketCache{Size: r.cache},
 		}},
 		Mesh: mesh,
 		External: func() labels.Labels {
@@ -893,7 +895,7 @@ func TestHealedAndLateSamplesAreInTheBlock(t *testing.T) {
 
 func TestABlockOfSeveralWindowsIsCut(t *testing.T) {
 	c := newTestCluster(t, "a")
-	c.raw = time.Minute // So nothing is held yet.
+	c.raw, c.keep = time.Minute, time.Minute // So nothing is held yet.
 	a := c.replica("a", func(o *store.Options) { o.MaxBlockDuration = 9 * testWindow })
 	const n = 6
 	a.scrape(n)
@@ -909,7 +911,7 @@ func TestABlockOfSeveralWindowsIsCut(t *testing.T) {
 		require.NoError(t, a.store.Delete(context.Background(), i.From, i.To-1, labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+")))
 		gone = append(gone, i)
 	}
-	c.raw = 0
+	c.raw, c.keep = 0, 0
 	a.restart()
 	a.round()
 	c.hasAll(n, gone...)
@@ -1083,7 +1085,7 @@ func (hanging) Upload(ctx context.Context, _ string, _ io.Reader, _ ...objstore.
 func TestOldWindowsAreNotUploaded(t *testing.T) {
 	c := newTestCluster(t, "a")
 	end := time.UnixMilli(c.begin).Add(2 * testWindow)
-	c.raw = time.Since(end)
+	c.raw, c.keep = time.Since(end), time.Since(end)
 	a := c.replica("a")
 	a.scrape(3)
 	a.round()
@@ -1093,6 +1095,36 @@ func TestOldWindowsAreNotUploaded(t *testing.T) {
 	require.True(t, a.bucket.Settled(c.begin, end.UnixMilli()))
 	require.True(t, a.bucket.Settled(c.begin, end.Add(testWindow).UnixMilli()))
 	require.False(t, a.bucket.Settled(c.begin, end.Add(testWindow).UnixMilli()+1))
+}
+
+// The bucket was away for longer than it keeps raw blocks.
+func TestOldWindowsAreUploadedWhereTheyAreKeptDownsampled(t *testing.T) {
+	c := newTestCluster(t, "a")
+	end := c.begin + testWindow.Milliseconds()
+	c.raw = testWindow
+	a := c.replica("a")
+	a.scrape(2)
+	require.False(t, a.bucket.Settled(c.begin, end))
+	a.round()
+	c.hasAll(2)
+	require.EqualValues(t, 2, a.count("uploads"))
+	require.True(t, a.bucket.Settled(c.begin, end))
+
+	// In the end there is only what was made of it.
+	dir := filepath.Join(c.dir, c.blocks()[0].meta.ULID.String())
+	meta, err := metadata.ReadFromDir(dir)
+	require.NoError(t, err)
+	meta.Thanos.Downsample.Resolution = downsample.ResLevel1
+	require.NoError(t, meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, dir))
+	require.NoError(t, os.RemoveAll(filepath.Join(a.dir, "bucket", "meta")))
+	a.restart()
+	require.False(t, a.bucket.Settled(c.begin, end))
+	for range 2 {
+		a.round()
+		require.Zero(t, a.count("uploads"))
+		require.Zero(t, a.count("backlog"))
+		require.True(t, a.bucket.Settled(c.begin, end))
+	}
 }
 
 // A replica that starts while the bucket is away keeps what it has.
