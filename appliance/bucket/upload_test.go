@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,6 +96,7 @@ type cluster struct {
 	raw   time.Duration // The retention of the bucket.
 	keep  time.Duration // That of downsampled blocks.
 	cache units.Base2Bytes
+	label string                    // The external label cluster, c unless a test changes it.
 	mesh  func(replica string) Mesh // nil where the caches do not reach each other.
 }
 
@@ -189,7 +191,7 @@ func (r *replica) restart() {
 		}},
 		Mesh: mesh,
 		External: func() labels.Labels {
-			return labels.FromStrings("cluster", "c", "replica", r.name, "zone", "z-"+r.name)
+			return labels.FromStrings("cluster", cmp.Or(r.label, "c"), "replica", r.name, "zone", "z-"+r.name)
 		},
 		Replicas: func() []string { return r.names },
 	})
@@ -840,6 +842,50 @@ func TestNotWholeThenWhole(t *testing.T) {
 	}
 	a.round()
 	require.Len(t, c.blocks(), 2)
+}
+
+// A bucket that fails now and then does not make a window wait for healing for ever.
+func TestHealingIsWaitedForOnce(t *testing.T) {
+	c := newTestCluster(t, "a")
+	a := c.replica("a")
+	gap := store.Interval{From: c.begin + time.Hour.Milliseconds(), To: c.begin + time.Hour.Milliseconds() + 4*testEvery.Milliseconds()}
+	a.scrape(1, gap)
+	a.gaps.set(gap)
+	a.round()
+	c.clock.advance(healWindows*testWindow - 2*time.Minute)
+	a.round()
+	require.Empty(t, c.blocks())
+	// One look fails, and the next one does not.
+	last, err := a.bucket.catalogue.last()
+	require.NoError(t, err)
+	v := *last
+	v.since = c.clock.now()
+	a.bucket.catalogue.mtx.Lock()
+	a.bucket.catalogue.view = &v
+	a.bucket.catalogue.mtx.Unlock()
+	c.clock.advance(3 * time.Minute)
+	a.round()
+	c.hasAll(1, gap)
+}
+
+// The cluster gets another name while a block is half uploaded.
+func TestStagedBlocksGetTheLabelsOfNow(t *testing.T) {
+	for n := range 3 {
+		c := newTestCluster(t, "a")
+		a := c.replica("a")
+		c.label = "before"
+		a.restart()
+		a.scrape(1)
+		require.True(t, a.killedAt(n))
+		require.Empty(t, c.readable())
+		c.label = ""
+		a.restart()
+		a.round()
+		c.hasAll(1)
+		require.Zero(t, a.count("backlog"))
+		require.Zero(t, a.count("failures"))
+		a.noneStaged()
+	}
 }
 
 // foreign is what another replica has.
