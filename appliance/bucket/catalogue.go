@@ -58,6 +58,8 @@ type view struct {
 	partial map[ulid.ULID]error
 	// covered tells of each window that is there, by its begin, whether it is there whole.
 	covered map[int64]bool
+	// sampled are the windows that are there downsampled.
+	sampled map[int64]bool
 }
 
 func newCatalogue(b *Bucket, reg prometheus.Registerer) *catalogue {
@@ -131,7 +133,7 @@ func (c *catalogue) look(ctx context.Context) (*view, error) {
 	if c.view != nil && c.err == nil {
 		v.since = c.view.since
 	}
-	v.covered = covered(metas, c.brokenLocked(), c.b.shared(), c.b.o.Window)
+	v.covered, v.sampled = covered(metas, c.brokenLocked(), c.b.shared(), c.b.o.Window)
 	if c.view == nil || !sameBlocks(c.view, v) {
 		select {
 		case c.changed <- struct{}{}:
@@ -169,7 +171,7 @@ func (c *catalogue) recount() {
 	defer c.mtx.Unlock()
 	if c.view != nil {
 		v := *c.view
-		v.covered = covered(v.blocks, c.brokenLocked(), shared, c.b.o.Window)
+		v.covered, v.sampled = covered(v.blocks, c.brokenLocked(), shared, c.b.o.Window)
 		c.view = &v
 	}
 }
@@ -268,23 +270,29 @@ func (l listed) Iter(_ context.Context, _ string, f func(string) error, _ ...obj
 	return nil
 }
 
-// covered reads the windows off the sources of our blocks, but of broken ones: who still has the data uploads them anew.
-func covered(metas map[ulid.ULID]*metadata.Meta, broken map[ulid.ULID]string, shared labels.Labels, length time.Duration) map[int64]bool {
-	windows := map[int64]bool{}
+// covered reads the windows off the sources of our blocks, but of broken ones: who still has the data uploads them anew. Those that are
+// there downsampled only do not count as covered.
+func covered(metas map[ulid.ULID]*metadata.Meta, broken map[ulid.ULID]string, shared labels.Labels, length time.Duration) (windows, sampled map[int64]bool) {
+	windows, sampled = map[int64]bool{}, map[int64]bool{}
 	for id, m := range metas {
 		if _, ok := broken[id]; ok {
 			continue
 		}
-		if m.Thanos.Downsample.Resolution != 0 || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
+		if !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared) {
 			continue
 		}
 		for _, source := range m.Compaction.Sources {
-			if start, whole, ok := nameWindow(source, length); ok {
+			start, whole, ok := nameWindow(source, length)
+			switch {
+			case !ok:
+			case m.Thanos.Downsample.Resolution != 0:
+				sampled[start] = true
+			default:
 				windows[start] = windows[start] || whole
 			}
 		}
 	}
-	return windows
+	return windows, sampled
 }
 
 // Covered tells whether all windows that [mint, maxt), in Unix milliseconds, touches are in the bucket, whole. Without a look at the

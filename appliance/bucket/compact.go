@@ -90,6 +90,8 @@ type compactor struct {
 	backOffs map[string]backOff
 	// broken are the blocks that were found broken here, also where the mark could not be written.
 	broken map[ulid.ULID]string
+	// remade are the broken downsampled blocks that the last look saw, and what was made anew in their place.
+	remade map[ulid.ULID]ulid.ULID
 	state  compactStatus
 }
 
@@ -252,8 +254,9 @@ func newCompactor(b *Bucket) (*compactor, error) {
 		block.NewConsistencyDelayMetaFilterWithoutMetrics(kit, min(consistencyDelay, window/4)),
 		c.deleted,
 		block.NewReplicaLabelRemover(kit, []string{config.ReplicaLabel, config.ZoneLabel}),
-		duplicates,
 		c.marked,
+		remadeFilter{c},
+		duplicates,
 		c.unsample,
 	})
 	var err error

@@ -388,7 +388,7 @@ func TestCompactionKeepsEverySampleAndEveryWindow(t *testing.T) {
 	if !slices.Equal(names, sources) {
 		t.Errorf("the sources are %v, want %v", sources, names)
 	}
-	windows := covered(metas, nil, b.shared(), compactWindow)
+	windows, _ := covered(metas, nil, b.shared(), compactWindow)
 	for i := range int64(10) {
 		if !windows[base+i*compactWindow.Milliseconds()] {
 			t.Errorf("window %d is not covered", i)
@@ -732,7 +732,7 @@ func TestWholeWindowFillsTheHolesOfACompactedBlock(t *testing.T) {
 	for _, m := range live {
 		metas[m.ULID] = m
 	}
-	if !covered(metas, nil, b.shared(), compactWindow)[base+2*length] {
+	if windows, _ := covered(metas, nil, b.shared(), compactWindow); !windows[base+2*length] {
 		t.Error("the window is not covered")
 	}
 }
@@ -924,10 +924,10 @@ func TestRetentionByResolution(t *testing.T) {
 	w := newCompactBench(t)
 	ours := labels.FromStrings("cluster", "test", config.ReplicaLabel, "a")
 	now := time.Now()
-	put := func(age time.Duration, resolution int64, external labels.Labels) ulid.ULID {
+	put := func(age time.Duration, resolution int64, external labels.Labels, sources ...ulid.ULID) ulid.ULID {
 		maxt := now.Add(-age).UnixMilli()
 		mint := maxt - 60_000
-		id := w.put(ulid.MustNewDefault(now), external, mint, maxt, rangeSamples(mint, maxt, 0))
+		id := w.put(ulid.MustNewDefault(now), external, mint, maxt, rangeSamples(mint, maxt, 0), sources...)
 		w.editMeta(id, func(m *metadata.Meta) { m.Thanos.Downsample.Resolution = resolution })
 		return id
 	}
@@ -936,11 +936,15 @@ func TestRetentionByResolution(t *testing.T) {
 		foreign = put(90*day, 0, labels.FromStrings("cluster", "other", config.ReplicaLabel, "a"))
 		before  = w.hash(foreign)
 		gone    = []ulid.ULID{put(8*day, 0, ours), put(31*day, downsample.ResLevel1, ours)}
-		kept    = []ulid.ULID{put(6*day, 0, ours), put(29*day, downsample.ResLevel1, ours), put(400*day, downsample.ResLevel2, ours)}
+		kept    = []ulid.ULID{
+			put(6*day, 0, ours), put(29*day, downsample.ResLevel1, ours), put(400*day, downsample.ResLevel2, ours),
+			// What is deleted is there downsampled.
+			put(8*day, downsample.ResLevel1, ours, gone[0]), put(31*day, downsample.ResLevel2, ours, gone[1]),
+		}
 	)
 	b := w.replica("a", config.BucketRetention{Raw: model.Duration(90 * day)})
 	round(t, b)
-	if n := len(w.live()); n != 6 {
+	if n := len(w.live()); n != 8 {
 		t.Fatalf("%d blocks are left before the reload, want all", n)
 	}
 	// It reloads.
@@ -990,6 +994,86 @@ func TestRetentionByResolution(t *testing.T) {
 	}
 	if w.hash(foreign) != before {
 		t.Error("a foreign block was touched")
+	}
+}
+
+func TestRetentionWaitsForWhatIsKeptLonger(t *testing.T) {
+	w := newCompactBench(t)
+	length := compactWindow.Milliseconds()
+	base := compactBase() - 168*length
+	put := func(from, windows int64) ulid.ULID {
+		return w.put(ulid.MustNewDefault(time.Now()), labels.FromStrings("cluster", "test"), from, from+windows*length, rangeSamples(from, from+windows*length, 0))
+	}
+	var (
+		long = put(base, 24)
+		// Compaction makes nothing longer of it any more, but may of the last one.
+		short  = put(base+48*length, 3)
+		recent = put(floor(time.Now().UnixMilli(), length)-20*length, 1)
+		marked = func(id ulid.ULID) bool { return w.has(id, metadata.DeletionMarkFilename) }
+	)
+	b := w.replica("a", config.BucketRetention{Raw: model.Duration(10 * time.Minute), FiveMinutes: model.Duration(10 * time.Minute)})
+	if err := b.compactor.retain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []ulid.ULID{long, short, recent} {
+		if marked(id) {
+			t.Errorf("block %s is deleted before there is anything downsampled of it", id)
+		}
+	}
+	round(t, b)
+	round(t, b)
+	if !marked(long) || !marked(short) || marked(recent) {
+		t.Errorf("marked for deletion: long %t, short %t, recent %t", marked(long), marked(short), marked(recent))
+	}
+	var hours []ulid.ULID
+	for _, m := range w.live() {
+		switch {
+		case m.Thanos.Downsample.Resolution == downsample.ResLevel2:
+			hours = append(hours, m.Compaction.Sources...)
+		case m.ULID != recent:
+			t.Errorf("block %s of resolution %d is left", m.ULID, m.Thanos.Downsample.Resolution)
+		}
+	}
+	if !slices.Equal(hours, []ulid.ULID{long, short}) {
+		t.Errorf("at 1h there are %v, want %v", hours, []ulid.ULID{long, short})
+	}
+	// It is not made again and again of what lies there until it is deleted.
+	made := testutil.ToFloat64(b.compactor.downsamplings)
+	round(t, b)
+	if n := testutil.ToFloat64(b.compactor.downsamplings); made != 4 || n != made {
+		t.Errorf("%v downsamplings, then %v, want 4", made, n)
+	}
+}
+
+func TestRetentionLooksAtWhatTakesTheBlocksPlace(t *testing.T) {
+	w := newCompactBench(t)
+	base := compactBase()
+	end := base + 24*compactWindow.Milliseconds()
+	id := w.put(ulid.MustNewDefault(time.Now()), labels.FromStrings("cluster", "test"), base, end, rangeSamples(base, end, 0))
+	b := w.replica("a", config.BucketRetention{})
+	round(t, b)
+	live := w.live()
+	i := slices.IndexFunc(live, func(m *metadata.Meta) bool { return m.Thanos.Downsample.Resolution == downsample.ResLevel1 })
+	if i < 0 {
+		t.Fatal("nothing is downsampled")
+	}
+	if err := os.Truncate(filepath.Join(w.dir, live[i].ULID.String(), block.IndexFilename), 100); err != nil {
+		t.Fatal(err)
+	}
+	b.retention.Store(&config.BucketRetention{Raw: model.Duration(time.Minute)})
+	if err := b.compactor.retain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if w.has(id, metadata.DeletionMarkFilename) {
+		t.Fatal("a block is deleted though what was downsampled of it is broken")
+	}
+	round(t, b)
+	round(t, b)
+	if n := testutil.ToFloat64(b.compactor.downsamplings); n != 2 || !w.has(id, metadata.DeletionMarkFilename) {
+		t.Errorf("%v downsamplings, want 2, and then the block is deleted", n)
+	}
+	if left := w.live(); len(left) != 1 || left[0].ULID == live[i].ULID || left[0].Thanos.Downsample.Resolution != downsample.ResLevel1 {
+		t.Errorf("%v are left, want what was made anew", left)
 	}
 }
 

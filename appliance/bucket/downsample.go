@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/timestamp"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/thanos-io/objstore"
@@ -28,37 +29,183 @@ const (
 	downsampleTo1h = 120
 )
 
-// toDownsample are the blocks that are long enough and whose sources no downsampled block has, oldest first.
-func (c *compactor) toDownsample(metas map[ulid.ULID]*metadata.Meta) []*metadata.Meta {
-	done := map[int64]map[ulid.ULID]bool{downsample.ResLevel1: {}, downsample.ResLevel2: {}}
-	for _, m := range metas {
-		if sources, ok := done[m.Thanos.Downsample.Resolution]; ok {
-			for _, id := range m.Compaction.Sources {
-				sources[id] = true
+// sampled are the blocks of one resolution that are there to stay, by what they were made of.
+type sampled struct {
+	sources map[ulid.ULID]*metadata.Meta
+	// windows are those that they have whole: then it does not matter which of several uploads they were made of.
+	windows map[int64]*metadata.Meta
+}
+
+// sampled are the downsampled blocks by resolution, without those that are broken or marked for deletion.
+func (c *compactor) sampled(metas map[ulid.ULID]*metadata.Meta) map[int64]sampled {
+	done := map[int64]sampled{}
+	for _, resolution := range []int64{downsample.ResLevel1, downsample.ResLevel2} {
+		done[resolution] = sampled{map[ulid.ULID]*metadata.Meta{}, map[int64]*metadata.Meta{}}
+	}
+	broken, deleted := c.quarantined(), c.deleted.DeletionMarkBlocks()
+	for id, m := range metas {
+		s, ok := done[m.Thanos.Downsample.Resolution]
+		_, isBroken := broken[id]
+		_, isDeleted := deleted[id]
+		if !ok || isBroken || isDeleted {
+			continue
+		}
+		for _, source := range m.Compaction.Sources {
+			s.sources[source] = m
+			if start, whole, ok := nameWindow(source, c.b.o.Window); ok && whole {
+				s.windows[start] = m
 			}
 		}
 	}
+	return done
+}
+
+// remade are the broken downsampled blocks in whose place there are others, made of the same: otherwise one of the two would be
+// taken for superfluous, and that is the newer one.
+func remade(metas map[ulid.ULID]*metadata.Meta, broken map[ulid.ULID]string) map[ulid.ULID]ulid.ULID {
+	found := map[ulid.ULID]ulid.ULID{}
+	for id := range broken {
+		m := metas[id]
+		if m == nil || m.Thanos.Downsample.Resolution == downsample.ResLevel0 {
+			continue
+		}
+		for other, o := range metas {
+			if _, ok := broken[other]; ok || o.Thanos.Downsample.Resolution != m.Thanos.Downsample.Resolution {
+				continue
+			}
+			if !slices.ContainsFunc(m.Compaction.Sources, func(s ulid.ULID) bool { return !slices.Contains(o.Compaction.Sources, s) }) {
+				found[id] = other
+			}
+		}
+	}
+	return found
+}
+
+// remadeFilter takes broken downsampled blocks out that were made anew.
+type remadeFilter struct{ c *compactor }
+
+var _ block.MetadataFilter = remadeFilter{}
+
+// Filter implements block.MetadataFilter.
+func (f remadeFilter) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, _, _ block.GaugeVec) error {
+	found := remade(metas, f.c.quarantined())
+	for id := range found {
+		delete(metas, id)
+	}
+	f.c.mtx.Lock()
+	defer f.c.mtx.Unlock()
+	f.c.remade = found
+	return nil
+}
+
+// all are the blocks that together have everything of m; it is not ok if something is in none of them.
+func (s sampled) all(m *metadata.Meta, window time.Duration) (blocks []*metadata.Meta, ok bool) {
+	for _, source := range m.Compaction.Sources {
+		by := s.sources[source]
+		if start, _, ours := nameWindow(source, window); by == nil && ours {
+			by = s.windows[start]
+		}
+		if by == nil {
+			return nil, false
+		}
+		if !slices.Contains(blocks, by) {
+			blocks = append(blocks, by)
+		}
+	}
+	return blocks, true
+}
+
+// needed tells whether something is still to be made of a block that is kept longer than the block itself may be. If not, by are
+// the blocks that take its place.
+func (c *compactor) needed(m *metadata.Meta, done map[int64]sampled) (need bool, by []*metadata.Meta) {
+	var (
+		keep    = c.b.retention.Load()
+		window  = c.b.o.Window
+		minutes = m.Thanos.Downsample.Resolution == downsample.ResLevel0 && !expired(m, keep.FiveMinutes)
+		hours   = m.Thanos.Downsample.Resolution <= downsample.ResLevel1 && !expired(m, keep.OneHour)
+	)
+	if !minutes && !hours {
+		return false, nil
+	}
+	if m.Thanos.Downsample.Resolution == downsample.ResLevel0 {
+		// What is to be kept at 1h is made of this.
+		if by, ok := done[downsample.ResLevel1].all(m, window); ok {
+			return false, by
+		}
+	}
+	if !minutes {
+		if by, ok := done[downsample.ResLevel2].all(m, window); ok {
+			return false, by
+		}
+	}
+	return true, nil
+}
+
+// expired tells whether a block is older than it is to be kept.
+func expired(m *metadata.Meta, keep model.Duration) bool {
+	return keep > 0 && time.Since(time.UnixMilli(m.MaxTime)) > time.Duration(keep)
+}
+
+// keep is how long a block is kept by the configuration.
+func (c *compactor) keep(m *metadata.Meta) model.Duration {
+	keep := c.b.retention.Load()
+	switch m.Thanos.Downsample.Resolution {
+	case downsample.ResLevel1:
+		return keep.FiveMinutes
+	case downsample.ResLevel2:
+		return keep.OneHour
+	}
+	return keep.Raw
+}
+
+// toDownsample are the blocks that are long enough and of which there is no downsampled block, oldest first. One that is too short,
+// that retention would delete, and that compaction will not make longer, is downsampled as it is: it would be lost otherwise.
+func (c *compactor) toDownsample(metas map[ulid.ULID]*metadata.Meta) []*metadata.Meta {
 	var (
 		todo    []*metadata.Meta
-		broken  = c.quarantined()
-		never   = c.unsample.NoDownsampleMarkedBlocks()
+		done    = c.sampled(metas)
+		never   = c.never()
 		deleted = c.deleted.DeletionMarkBlocks()
 		future  = time.Now().Add(c.b.o.Window).UnixMilli()
+		length  = c.b.o.Window.Milliseconds()
 	)
 	for id, m := range metas {
-		_, isBroken := broken[id]
-		_, isNever := never[id]
 		_, isDeleted := deleted[id]
-		resolution, windows, ok := coarser(m)
+		_, windows, ok := coarser(m)
 		switch {
-		case !ok, isBroken, isNever, isDeleted, m.MinTime > future:
-		case m.MaxTime-m.MinTime < windows*c.b.o.Window.Milliseconds():
-		case slices.ContainsFunc(m.Compaction.Sources, func(source ulid.ULID) bool { return !done[resolution][source] }):
-			todo = append(todo, m)
+		case !ok, isDeleted, m.MinTime > future, never[id]:
+		case m.MaxTime-m.MinTime < windows*length && !(expired(m, c.keep(m)) && c.final(m)):
+		default:
+			if need, _ := c.needed(m, done); need {
+				todo = append(todo, m)
+			}
 		}
 	}
 	slices.SortFunc(todo, func(a, b *metadata.Meta) int { return a.ULID.Compare(b.ULID) })
 	return todo
+}
+
+// never are the blocks that nothing is made of, because they are broken or marked so.
+func (c *compactor) never() map[ulid.ULID]bool {
+	all := map[ulid.ULID]bool{}
+	for id := range c.quarantined() {
+		all[id] = true
+	}
+	for id := range c.unsample.NoDownsampleMarkedBlocks() {
+		all[id] = true
+	}
+	return all
+}
+
+// final tells whether the time is over in which compaction makes a block long enough to be downsampled.
+func (c *compactor) final(m *metadata.Meta) bool {
+	ranges := compactRanges(c.b.o.Window)
+	level := ranges[2]
+	if m.Thanos.Downsample.Resolution == downsample.ResLevel1 {
+		level = ranges[3]
+	}
+	end := max(m.MaxTime, floor(m.MinTime, level)+level)
+	return time.Since(time.UnixMilli(end)) > patience*c.b.o.Window
 }
 
 func downsampleWork(m *metadata.Meta) string { return "downsample/" + m.ULID.String() }
@@ -173,7 +320,7 @@ func (c *compactor) downsampleDir(ctx context.Context, m *metadata.Meta, source,
 	return downsample.Downsample(ctx, c.kit, m, b, dir, resolution)
 }
 
-// retain marks for deletion what is older than the configuration wants and what is superseded, deletes what was marked long enough
+// retain marks for deletion what is older than the configuration wants, once what is kept longer is made of it, and what is superseded, deletes what was marked long enough
 // ago, and what cut-off uploads left.
 func (c *compactor) retain(ctx context.Context) error {
 	if err := c.sync(ctx); err != nil {
@@ -191,20 +338,59 @@ func (c *compactor) retain(ctx context.Context) error {
 		}
 		delete(metas, id)
 	}
-	keep := c.b.retention.Load()
-	err := compact.ApplyRetentionPolicyByResolution(ctx, c.kit, c.b.bkt, metas, map[compact.ResolutionLevel]time.Duration{
-		compact.ResolutionLevelRaw: time.Duration(keep.Raw),
-		compact.ResolutionLevel5m:  time.Duration(keep.FiveMinutes),
-		compact.ResolutionLevel1h:  time.Duration(keep.OneHour),
-	}, c.markedDelete)
-	if err != nil {
-		return fmt.Errorf("mark blocks that are older than the retention for deletion: %w", err)
+	c.mtx.Lock()
+	again := c.remade
+	c.mtx.Unlock()
+	for id, other := range again {
+		if _, marked := deleted[id]; marked {
+			continue
+		}
+		if err := block.MarkForDeletion(ctx, c.kit, c.b.bkt, id, fmt.Sprintf("it is broken, and block %s was made anew", other), c.markedDelete); err != nil {
+			return fmt.Errorf("mark block %s, which was made anew, for deletion: %w", id, err)
+		}
+	}
+	if err := c.expire(ctx, metas); err != nil {
+		return err
 	}
 	if _, err := c.cleaner.DeleteMarkedBlocks(ctx); err != nil {
 		return fmt.Errorf("delete blocks that were marked for deletion: %w", err)
 	}
 	c.cleanPartial(ctx, deleted)
 	return c.sync(ctx)
+}
+
+// expire marks for deletion what is older than it is to be kept, but not what downsampled blocks are still to be made of.
+func (c *compactor) expire(ctx context.Context, metas map[ulid.ULID]*metadata.Meta) error {
+	done, never := c.sampled(metas), c.never()
+	looked := map[ulid.ULID]error{}
+	for id, m := range metas {
+		if !expired(m, c.keep(m)) {
+			continue
+		}
+		need, by := c.needed(m, done)
+		for _, other := range by {
+			broken, ok := looked[other.ULID]
+			if !ok {
+				// Without this block it cannot be made anew.
+				var err error
+				if broken, err = wrongFile(ctx, c.b.bkt, other); err != nil {
+					return err
+				}
+				if looked[other.ULID] = broken; broken != nil {
+					c.quarantine(ctx, other.ULID, broken)
+				}
+			}
+			need = need || broken != nil
+		}
+		if need && !never[id] {
+			continue
+		}
+		reason := fmt.Sprintf("it is older than the %s that blocks of its resolution are kept", c.keep(m))
+		if err := block.MarkForDeletion(ctx, c.kit, c.b.bkt, id, reason, c.markedDelete); err != nil {
+			return fmt.Errorf("mark block %s, which is older than the retention, for deletion: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // cleanPartial deletes what uploads that were cut off left. A meta.json that is there, but cannot be read, is no such thing.

@@ -317,6 +317,9 @@ func (f readable) Filter(_ context.Context, metas map[ulid.ULID]*metadata.Meta, 
 			}
 		}
 	}
+	for id := range remade(metas, broken) {
+		drop(id, "replaced")
+	}
 	for id, m := range metas {
 		if _, ok := broken[id]; ok {
 			continue

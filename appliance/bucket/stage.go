@@ -175,9 +175,9 @@ func (u *uploader) describe(ctx context.Context, dir string, id ulid.ULID) (*met
 	return meta, nil
 }
 
-// rename gives a staged block the name that it would have if it were staged now. What is in the bucket by the old name goes
+// rename gives a staged block the name and the labels that it would have if it were staged now. What is in the bucket by the old name goes
 // first, unless it is there as a block: as long as that fails, the name is known here. The block itself is kept: it may have what the TSDB had to give up.
-func (u *uploader) rename(ctx context.Context, s *staged, there bool) (*staged, error) {
+func (u *uploader) rename(ctx context.Context, s *staged, there bool, why string) (*staged, error) {
 	if s.tried && !there {
 		if err := u.withdraw(ctx, s.id); err != nil {
 			return nil, err
@@ -198,8 +198,7 @@ func (u *uploader) rename(ctx context.Context, s *staged, there bool) (*staged, 
 	if err := syncDir(u.dir); err != nil {
 		return nil, fmt.Errorf("rename a staged block: %w", err)
 	}
-	u.b.logger.Info("a staged block is uploaded by a fresh name: what was uploaded by the old one is so old that it may be removed at any time",
-		"block", fresh.id, "was", s.id)
+	u.b.logger.Info("a staged block is uploaded by a fresh name", "block", fresh.id, "was", s.id, "why", why)
 	return fresh, nil
 }
 

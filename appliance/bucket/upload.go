@@ -21,6 +21,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/thanos/pkg/block"
@@ -102,8 +103,9 @@ type window struct {
 	status     windowStatus
 	bytes      atomic.Int64 // Of the upload that is under way.
 
-	// due is from when on the steps are counted.
+	// due is from when on the steps are counted, first from when on healing is waited for.
 	due    time.Time
+	first  time.Time
 	whole  bool
 	staged *staged
 	// After failures it is tried again at retry.
@@ -171,8 +173,14 @@ func (b *Bucket) Settled(mint, maxt int64) bool {
 
 // needless tells whether a window is not uploaded at all.
 func (u *uploader) needless(begin int64) bool {
-	if raw := time.Duration(u.b.retention.Load().Raw); raw > 0 {
-		if begin+u.b.o.Window.Milliseconds() <= u.now().Add(-raw).UnixMilli() {
+	keep, end := u.b.retention.Load(), begin+u.b.o.Window.Milliseconds()
+	over := func(d model.Duration) bool { return d > 0 && end <= u.now().Add(-time.Duration(d)).UnixMilli() }
+	if over(keep.Raw) {
+		if over(keep.FiveMinutes) && over(keep.OneHour) {
+			return true
+		}
+		// What is kept longer is made of it, unless that was done.
+		if v, err := u.b.catalogue.last(); err == nil && v.sampled[begin] {
 			return true
 		}
 	}
@@ -239,6 +247,10 @@ func (u *uploader) round(ctx context.Context) error {
 	v, err := u.b.catalogue.last()
 	if err != nil {
 		if v, err = u.b.catalogue.look(ctx); err != nil {
+			return err
+		}
+		// Some may have turned out to be needless.
+		if list, err = u.finished(); err != nil {
 			return err
 		}
 	}
@@ -308,7 +320,7 @@ func (u *uploader) window(begin int64, due time.Time) *window {
 	defer u.mtx.Unlock()
 	w := u.windows[begin]
 	if w == nil {
-		w = &window{begin: begin, end: begin + u.b.o.Window.Milliseconds(), due: due}
+		w = &window{begin: begin, end: begin + u.b.o.Window.Milliseconds(), due: due, first: due}
 		w.status = windowStatus{Begin: w.begin, End: w.end, Since: u.now()}
 		u.windows[begin] = w
 	}
@@ -377,6 +389,7 @@ func (u *uploader) due(v *view, list []*window) int {
 		} else {
 			if was == uploadCovered {
 				w.due = u.now() // It is gone from the bucket, or broken there.
+				w.first = w.due
 			}
 			backlog++
 			healed := u.b.whole(w.begin, w.end)
@@ -418,11 +431,11 @@ func (u *uploader) turn(v *view, w *window) bool {
 		due = v.since
 	}
 	place := rank("upload/"+strconv.FormatInt(w.begin, 10), u.b.o.Replica, u.b.o.Replicas())
-	due = due.Add(time.Duration(place) * u.b.o.Window / uploadSteps)
-	if !w.whole {
-		due = due.Add(healWindows * u.b.o.Window)
+	if healed := w.first.Add(healWindows * u.b.o.Window); !w.whole && healed.After(due) {
+		// A bucket that fails now and then does not make it begin again.
+		due = healed
 	}
-	return !now.Before(due)
+	return !now.Before(due.Add(time.Duration(place) * u.b.o.Window / uploadSteps))
 }
 
 // say changes the state of a window.
@@ -486,12 +499,19 @@ func (u *uploader) process(ctx context.Context, w *window) error {
 		return err
 	}
 	// Another may have uploaded it, or this replica, before it was killed.
-	if better, there := v.covered[w.begin]; better || there && !s.whole {
+	if better, there := v.covered[w.begin]; better || there && !s.whole || u.needless(w.begin) {
 		return u.take(ctx, w)
 	}
 	there, err := u.readable(ctx, s.id)
 	if err != nil {
 		return err
+	}
+	if !labels.Equal(config.Shared(labels.FromMap(s.meta.Thanos.Labels)), u.b.shared()) {
+		// What is there by that name, if anything, is not what the cluster is called now.
+		if s, err = u.rename(ctx, s, there, "the external labels are others now"); err != nil {
+			return err
+		}
+		w.staged, there = s, false
 	}
 	if !there || !u.b.catalogue.trusted(s.id) {
 		if u.b.catalogue.spoiled(w.begin) {
@@ -501,7 +521,7 @@ func (u *uploader) process(ctx context.Context, w *window) error {
 			}
 		}
 		if u.left(s.id, uploadBegins) <= 0 {
-			if s, err = u.rename(ctx, s, there); err != nil {
+			if s, err = u.rename(ctx, s, there, "what was uploaded by the old one is so old that it may be removed at any time"); err != nil {
 				return err
 			}
 			w.staged = s

@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/thanos/pkg/block"
 	"github.com/thanos-io/thanos/pkg/block/metadata"
+	"github.com/thanos-io/thanos/pkg/compact/downsample"
 
 	"github.com/tocsin-io/tocsin/appliance/config"
 	"github.com/tocsin-io/tocsin/appliance/store"
@@ -92,7 +94,9 @@ type cluster struct {
 	clock *clock
 	begin int64         // Of the first window that there are data of.
 	raw   time.Duration // The retention of the bucket.
+	keep  time.Duration // That of downsampled blocks.
 	cache units.Base2Bytes
+	label string                    // The external label cluster, c unless a test changes it.
 	mesh  func(replica string) Mesh // nil where the caches do not reach each other.
 }
 
@@ -183,11 +187,11 @@ func (r *replica) restart() {
 		Dir: filepath.Join(r.dir, "bucket"), Replica: r.name, Store: r.store, Gaps: &r.gaps, Window: testWindow,
 		Config: &config.Config{Bucket: &config.Bucket{
 			Type: "FILESYSTEM", Name: r.cluster.dir, Objstore: fmt.Appendf(nil, "type: FILESYSTEM\nconfig: {directory: %q}\n", r.cluster.dir),
-			Retention: config.BucketRetention{Raw: model.Duration(r.raw)}, Cache: config.BucketCache{Size: r.cache},
+			Retention: config.BucketRetention{Raw: model.Duration(r.raw), FiveMinutes: model.Duration(r.keep), OneHour: model.Duration(r.keep)}, Cache: config.BucketCache{Size: r.cache},
 		}},
 		Mesh: mesh,
 		External: func() labels.Labels {
-			return labels.FromStrings("cluster", "c", "replica", r.name, "zone", "z-"+r.name)
+			return labels.FromStrings("cluster", cmp.Or(r.label, "c"), "replica", r.name, "zone", "z-"+r.name)
 		},
 		Replicas: func() []string { return r.names },
 	})
@@ -840,6 +844,50 @@ func TestNotWholeThenWhole(t *testing.T) {
 	require.Len(t, c.blocks(), 2)
 }
 
+// A bucket that fails now and then does not make a window wait for healing for ever.
+func TestHealingIsWaitedForOnce(t *testing.T) {
+	c := newTestCluster(t, "a")
+	a := c.replica("a")
+	gap := store.Interval{From: c.begin + time.Hour.Milliseconds(), To: c.begin + time.Hour.Milliseconds() + 4*testEvery.Milliseconds()}
+	a.scrape(1, gap)
+	a.gaps.set(gap)
+	a.round()
+	c.clock.advance(healWindows*testWindow - 2*time.Minute)
+	a.round()
+	require.Empty(t, c.blocks())
+	// One look fails, and the next one does not.
+	last, err := a.bucket.catalogue.last()
+	require.NoError(t, err)
+	v := *last
+	v.since = c.clock.now()
+	a.bucket.catalogue.mtx.Lock()
+	a.bucket.catalogue.view = &v
+	a.bucket.catalogue.mtx.Unlock()
+	c.clock.advance(3 * time.Minute)
+	a.round()
+	c.hasAll(1, gap)
+}
+
+// The cluster gets another name while a block is half uploaded.
+func TestStagedBlocksGetTheLabelsOfNow(t *testing.T) {
+	for n := range 3 {
+		c := newTestCluster(t, "a")
+		a := c.replica("a")
+		c.label = "before"
+		a.restart()
+		a.scrape(1)
+		require.True(t, a.killedAt(n))
+		require.Empty(t, c.readable())
+		c.label = ""
+		a.restart()
+		a.round()
+		c.hasAll(1)
+		require.Zero(t, a.count("backlog"))
+		require.Zero(t, a.count("failures"))
+		a.noneStaged()
+	}
+}
+
 // foreign is what another replica has.
 type foreign struct {
 	series []store.ForeignSeries
@@ -893,7 +941,7 @@ func TestHealedAndLateSamplesAreInTheBlock(t *testing.T) {
 
 func TestABlockOfSeveralWindowsIsCut(t *testing.T) {
 	c := newTestCluster(t, "a")
-	c.raw = time.Minute // So nothing is held yet.
+	c.raw, c.keep = time.Minute, time.Minute // So nothing is held yet.
 	a := c.replica("a", func(o *store.Options) { o.MaxBlockDuration = 9 * testWindow })
 	const n = 6
 	a.scrape(n)
@@ -909,7 +957,7 @@ func TestABlockOfSeveralWindowsIsCut(t *testing.T) {
 		require.NoError(t, a.store.Delete(context.Background(), i.From, i.To-1, labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+")))
 		gone = append(gone, i)
 	}
-	c.raw = 0
+	c.raw, c.keep = 0, 0
 	a.restart()
 	a.round()
 	c.hasAll(n, gone...)
@@ -1083,7 +1131,7 @@ func (hanging) Upload(ctx context.Context, _ string, _ io.Reader, _ ...objstore.
 func TestOldWindowsAreNotUploaded(t *testing.T) {
 	c := newTestCluster(t, "a")
 	end := time.UnixMilli(c.begin).Add(2 * testWindow)
-	c.raw = time.Since(end)
+	c.raw, c.keep = time.Since(end), time.Since(end)
 	a := c.replica("a")
 	a.scrape(3)
 	a.round()
@@ -1093,6 +1141,36 @@ func TestOldWindowsAreNotUploaded(t *testing.T) {
 	require.True(t, a.bucket.Settled(c.begin, end.UnixMilli()))
 	require.True(t, a.bucket.Settled(c.begin, end.Add(testWindow).UnixMilli()))
 	require.False(t, a.bucket.Settled(c.begin, end.Add(testWindow).UnixMilli()+1))
+}
+
+// The bucket was away for longer than it keeps raw blocks.
+func TestOldWindowsAreUploadedWhereTheyAreKeptDownsampled(t *testing.T) {
+	c := newTestCluster(t, "a")
+	end := c.begin + testWindow.Milliseconds()
+	c.raw = testWindow
+	a := c.replica("a")
+	a.scrape(2)
+	require.False(t, a.bucket.Settled(c.begin, end))
+	a.round()
+	c.hasAll(2)
+	require.EqualValues(t, 2, a.count("uploads"))
+	require.True(t, a.bucket.Settled(c.begin, end))
+
+	// In the end there is only what was made of it.
+	dir := filepath.Join(c.dir, c.blocks()[0].meta.ULID.String())
+	meta, err := metadata.ReadFromDir(dir)
+	require.NoError(t, err)
+	meta.Thanos.Downsample.Resolution = downsample.ResLevel1
+	require.NoError(t, meta.WriteToDir(kitLogger{slog.New(slog.DiscardHandler)}, dir))
+	require.NoError(t, os.RemoveAll(filepath.Join(a.dir, "bucket", "meta")))
+	a.restart()
+	require.False(t, a.bucket.Settled(c.begin, end))
+	for range 2 {
+		a.round()
+		require.Zero(t, a.count("uploads"))
+		require.Zero(t, a.count("backlog"))
+		require.True(t, a.bucket.Settled(c.begin, end))
+	}
 }
 
 // A replica that starts while the bucket is away keeps what it has.

@@ -50,8 +50,8 @@ type Bucket struct {
 
 // BucketRetention is how long blocks are kept in the bucket, by resolution; 0 means for ever.
 type BucketRetention struct {
-	Raw         model.Duration `yaml:"raw" default:"0s" reload:"yes" doc:"For blocks as they were uploaded. 0s means for ever."`
-	FiveMinutes model.Duration `yaml:"5m" default:"0s" reload:"yes" doc:"For blocks that were downsampled to one point in 5 minutes. 0s means for ever."`
+	Raw         model.Duration `yaml:"raw" default:"0s" reload:"yes" doc:"For blocks as they were uploaded. 0s means for ever. One that is older stays until what is kept longer was made of it."`
+	FiveMinutes model.Duration `yaml:"5m" default:"0s" reload:"yes" doc:"For blocks that were downsampled to one point in 5 minutes. 0s means for ever. One that is older stays until what is kept longer at 1h was made of it."`
 	OneHour     model.Duration `yaml:"1h" default:"0s" reload:"yes" doc:"For blocks that were downsampled to one point in an hour. 0s means for ever."`
 }
 
