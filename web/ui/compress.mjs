@@ -1,6 +1,6 @@
 // Writes compressed copies of what vite built to dist/, which is all that the Go package embeds, and fails when it is
 // over budget: a page must be there at once on a slow line too.
-import { readdirSync, readFileSync, rmSync, writeFileSync, mkdirSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { brotliCompressSync, constants, gzipSync } from "node:zlib";
 
@@ -62,7 +62,8 @@ for (const [name, size] of Object.entries(figures)) {
 }
 for (const f of shipped.filter((f) => f.endsWith(".js")).sort((a, b) => sizes.get(b) - sizes.get(a))) {
   if (process.argv.includes("-v")) console.log(`  ${sizes.get(f).toFixed(1).padStart(6)} kB ${f}${firstFiles.has(f) ? " (first)" : ""}`);
-  if (!firstFiles.has(f) && !large.test(f) && sizes.get(f) > budget.page) over.push(`${f} is ${sizes.get(f).toFixed(1)} kB, over the ${budget.page} of a page`);
+  if (!firstFiles.has(f) && !large.test(f) && sizes.get(f) > budget.page)
+    over.push(`${f} is ${sizes.get(f).toFixed(1)} kB, over the ${budget.page} of a page`);
 }
 if (over.length) {
   console.error(`over budget (gzip):\n  ${over.join("\n  ")}`);

@@ -25,7 +25,10 @@ export default defineConfig({
           groups: [
             { name: "editor", test: /node_modules[\\/](@codemirror|@lezer|@prometheus-io|style-mod|w3c-keyname|crelt|@marijn)/ },
             { name: "graph", test: /node_modules[\\/]uplot/ },
-            { name: "react", test: /node_modules[\\/](react|react-dom|scheduler|wouter|regexparam|@tanstack[\\/](react-query|query-core))[\\/]/ },
+            {
+              name: "react",
+              test: /node_modules[\\/](react|react-dom|scheduler|wouter|regexparam|@tanstack[\\/](react-query|query-core))[\\/]/,
+            },
           ],
         },
       },
