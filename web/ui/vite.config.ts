@@ -11,7 +11,7 @@ export default defineConfig({
   plugins: [
     react(),
     // The licences of what is shipped ask for their text to be shipped too.
-    license({ thirdParty: { output: `${import.meta.dirname}/build/assets/third-party-licenses.txt` } }),
+    license({ thirdParty: { output: `${import.meta.dirname}/build/assets/licenses.txt` } }),
   ],
   build: {
     outDir: "build",
