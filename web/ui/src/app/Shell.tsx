@@ -114,7 +114,7 @@ export function Shell() {
           <span className={css.spring} />
           <button type="button" className={css.search} onClick={openPalette} aria-keyshortcuts="Control+K Meta+K">
             <IconSearch size={15} aria-hidden />
-            Go to
+            <span className={css.searchText}>Go to</span>
             <Kbd size="xs" visibleFrom="sm">
               Ctrl K
             </Kbd>

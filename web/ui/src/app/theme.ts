@@ -41,7 +41,7 @@ const gray: MantineColorsTuple = [
 
 export const theme = createTheme({
   primaryColor: "ink",
-  primaryShade: { light: 6, dark: 5 },
+  primaryShade: 6,
   colors: { ink, dark, gray },
   black: "#1b212b",
   defaultRadius: "sm",
@@ -63,6 +63,7 @@ export const theme = createTheme({
   components: {
     Tooltip: { defaultProps: { openDelay: 300, withArrow: true, events: { hover: true, focus: true, touch: true } } },
     Table: { defaultProps: { verticalSpacing: 6, horizontalSpacing: "sm" } },
+    Checkbox: { styles: { label: { paddingInlineStart: "0.4rem" } } },
     Anchor: { defaultProps: { underline: "always" } },
   },
 });

@@ -40,6 +40,7 @@ function Branch({ node, ...rest }: { node: Node } & Omit<Props, "expr">) {
   const { moment, run, treeOnly, chosen, onChoose } = rest;
   const [open, setOpen] = useState(false);
   const text = serialize(node);
+  const doc = useFunctionDoc(node, !treeOnly);
   return (
     <li>
       <button
@@ -51,7 +52,7 @@ function Branch({ node, ...rest }: { node: Node } & Omit<Props, "expr">) {
       >
         <code>{nodeTitle(node)}</code>
         <Count node={node} moment={moment} run={run} />
-        {!treeOnly && <span className={css.hint}>{explain(node)}</span>}
+        {!treeOnly && <span className={css.hint}>{explain(node, doc)}</span>}
       </button>
       {open && (
         <div style={{ padding: "0.25rem 0.5rem 0.5rem", overflowX: "auto" }}>
@@ -67,6 +68,20 @@ function Branch({ node, ...rest }: { node: Node } & Omit<Props, "expr">) {
       )}
     </li>
   );
+}
+
+/** What the editor says of a function, which it has with it. */
+function useFunctionDoc(node: Node, on: boolean): string | undefined {
+  const { data } = useQuery({
+    queryKey: ["functions"],
+    queryFn: async () => {
+      const { functionIdentifierTerms } = await import("@prometheus-io/codemirror-promql/dist/esm/complete/promql.terms");
+      return Object.fromEntries(functionIdentifierTerms.map((t) => [t.label, typeof t.info === "string" ? t.info : undefined]));
+    },
+    enabled: on && node.type === "call",
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+  return node.type === "call" ? data?.[node.func.name] : undefined;
 }
 
 function Count({ node, moment, run }: { node: Node; moment: number | null; run: number }) {

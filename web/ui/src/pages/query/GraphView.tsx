@@ -92,21 +92,23 @@ export default function GraphView({ state, step, expr, query, onChange }: Props)
             { value: "stacked", label: "Stacked" },
           ]}
         />
-        <Checkbox
-          size="xs"
-          label="From zero"
-          checked={state.yMin === 0}
-          disabled={state.log}
-          onChange={(e) => onChange({ yMin: e.currentTarget.checked ? 0 : null })}
-        />
-        <Checkbox size="xs" label="Log scale" checked={state.log} onChange={(e) => onChange({ log: e.currentTarget.checked })} />
-        <Checkbox
-          size="xs"
-          label="Exemplars"
-          checked={state.exemplars}
-          onChange={(e) => onChange({ exemplars: e.currentTarget.checked })}
-        />
-        <Checkbox size="xs" label="Gaps" checked={state.gaps} onChange={(e) => onChange({ gaps: e.currentTarget.checked })} />
+        <div className={css.checks}>
+          <Checkbox
+            size="xs"
+            label="From zero"
+            checked={state.yMin === 0}
+            disabled={state.log}
+            onChange={(e) => onChange({ yMin: e.currentTarget.checked ? 0 : null })}
+          />
+          <Checkbox size="xs" label="Log scale" checked={state.log} onChange={(e) => onChange({ log: e.currentTarget.checked })} />
+          <Checkbox
+            size="xs"
+            label="Exemplars"
+            checked={state.exemplars}
+            onChange={(e) => onChange({ exemplars: e.currentTarget.checked })}
+          />
+          <Checkbox size="xs" label="Gaps" checked={state.gaps} onChange={(e) => onChange({ gaps: e.currentTarget.checked })} />
+        </div>
       </div>
       {expr === "" ? (
         <Empty>Enter an expression to see its graph.</Empty>

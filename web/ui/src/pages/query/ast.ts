@@ -162,7 +162,7 @@ export function countExpr(n: Node): string | null {
 }
 
 /** One sentence about what the node does. */
-export function explain(n: Node): string {
+export function explain(n: Node, functionDoc?: string): string {
   const at = "offset" in n && (n.offset || n.timestamp || n.startOrEnd) ? ", taken at another time" : "";
   switch (n.type) {
     case "vectorSelector":
@@ -178,7 +178,7 @@ export function explain(n: Node): string {
           ? `${n.op} over series with the same ${n.grouping.join(", ")}; other labels go.`
           : `${n.op} over everything, into one series without labels.`;
     case "call":
-      return `The function ${n.func.name}.`;
+      return functionDoc ? `${functionDoc}.` : `The function ${n.func.name}.`;
     case "binaryExpr": {
       const m = n.matching;
       if (!m) return `${n.op} with a number, for each series.`;

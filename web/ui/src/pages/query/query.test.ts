@@ -148,6 +148,10 @@ describe("gaps on the graph", () => {
     ]);
     expect(stretches([gap({})], [], 300, 1000, 1000)).toEqual([]);
   });
+  test("before the beginning are none", () => {
+    expect(stretches([gap({ cause: "new", state: "lost" })], [], 0, 1000, 1000)).toEqual([]);
+    expect(stretches([gap({ cause: "new", state: "healed" })], [], 0, 1000, 1000)).toHaveLength(1);
+  });
   test("of other targets and of rules are none of its business", () => {
     const target = gap({ kind: "target", labels: { instance: "a" }, match: { job: "node", instance: "a" } });
     expect(stretches([target], [{ job: "node", instance: "b" }], 0, 1000, 1000)).toEqual([]);

@@ -69,6 +69,8 @@ export function stretches(gaps: Gap[], series: Labels[], start: number, end: num
   const out: Stretch[] = [];
   for (const g of gaps) {
     if (g.kind === "rules" || !concerns(g, series)) continue;
+    // Before the first data of all there is nothing to be missed.
+    if (g.cause === "new" && g.state === "lost") continue;
     const whose = g.kind === "target" ? ` of ${Object.values(g.labels).join(" ")}` : "";
     const add = (from: number, to: number, state: Gap["state"], text: string) => {
       const a = Math.max(from, start);
