@@ -2,6 +2,7 @@ import "./app/mantine";
 import "./app/styles.css";
 import { MantineProvider } from "@mantine/core";
 import { QueryClientProvider } from "@tanstack/react-query";
+import { setNonce } from "get-nonce";
 import { createRoot } from "react-dom/client";
 import { Router } from "wouter";
 import { basePath } from "./api/client";
@@ -10,6 +11,9 @@ import { bootSettings } from "./api/types";
 import { Shell } from "./app/Shell";
 import { theme, variables } from "./app/theme";
 import { SettingsProvider } from "./lib/settings";
+
+// For what locks scrolling behind dialogs, deep inside Mantine.
+setNonce(bootSettings().nonce ?? "");
 
 createRoot(document.getElementById("root")!).render(
   <MantineProvider

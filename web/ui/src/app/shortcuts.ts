@@ -21,7 +21,7 @@ export function useShortcuts(shortcuts: Shortcut[], on: boolean): void {
     if (!on) return;
     const listen = (e: KeyboardEvent) => {
       if (e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented || typing(e.target)) return;
-      if (document.querySelector('[role="dialog"][aria-modal="true"], [role="menu"]')) return;
+      if (document.querySelector('[role="dialog"], [role="menu"]')) return;
       const found = latest.current.find((s) => s.key === e.key);
       if (!found) return;
       e.preventDefault();

@@ -64,6 +64,7 @@ export const theme = createTheme({
     Tooltip: { defaultProps: { openDelay: 300, withArrow: true, events: { hover: true, focus: true, touch: true } } },
     Table: { defaultProps: { verticalSpacing: 6, horizontalSpacing: "sm" } },
     Checkbox: { styles: { label: { paddingInlineStart: "0.4rem" } } },
+    SegmentedControl: { styles: { label: { paddingInline: "0.625rem" } } },
     Anchor: { defaultProps: { underline: "always" } },
   },
 });

@@ -141,7 +141,11 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
       t.style.right = right ? `${root.clientWidth - x + 14}px` : "";
       t.style.top = `${Math.max(0, Math.min(top, u.height - 90))}px`;
     };
+    // Each fills down to the one below it.
+    const visible = names.map((_, i) => i + 1).filter((i) => shown[i - 1]);
+    const bands: uPlot.Band[] = stacked ? visible.slice(1).map((i, n) => ({ series: [i, visible[n]!] })) : [];
     const options: uPlot.Options = {
+      bands,
       width: root.clientWidth,
       height: 340,
       padding: [10, 8, 0, 0],
@@ -197,7 +201,7 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
           stroke: colour(i),
           width: 1.5,
           dash: dashes[Math.floor(i / palette[scheme].length) % dashes.length],
-          fill: stacked ? `${colour(i)}40` : undefined,
+          fill: stacked ? `${colour(i)}59` : undefined,
           points: { show: times.length < 2 },
           spanGaps: false,
         })),

@@ -113,7 +113,7 @@ export default function Editor({ value, onChange, onRun, label, autoFocus }: Edi
           indentOnInput(),
           bracketMatching(),
           closeBrackets(),
-          autocompletion(),
+          autocompletion({ icons: false }),
           EditorView.lineWrapping,
           placeholder("PromQL: up, rate(http_requests_total[5m]), …"),
           EditorView.contentAttributes.of({ "aria-label": first.current.label, "aria-multiline": "true", autocapitalize: "off" }),

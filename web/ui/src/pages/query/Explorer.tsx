@@ -1,6 +1,6 @@
 import { ActionIcon, Button, CopyButton, Group, TextInput } from "@mantine/core";
 import { IconArrowLeft } from "@tabler/icons-react";
-import { useMemo, useState } from "react";
+import { useEffect, useMemo, useRef, useState } from "react";
 import { usePrometheus } from "../../api/hooks";
 import { Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
@@ -41,13 +41,16 @@ function Metrics({
 }) {
   const names = usePrometheus<string[]>("label/__name__/values");
   const metadata = usePrometheus<Metadata>("metadata");
+  // It comes after the dialog, which has the focus by then.
+  const field = useRef<HTMLInputElement>(null);
+  useEffect(() => field.current?.focus(), []);
   const found = useMemo(() => {
     const all = names.data?.data ?? [];
     if (search === "") return all;
     return all
       .map((name): [number, string] => [fuzzyScore(name, search), name])
       .filter(([score]) => score > 0)
-      .sort(([a], [b]) => b - a)
+      .sort(([a, x], [b, y]) => b - a || x.length - y.length)
       .map(([, name]) => name);
   }, [names.data, search]);
   return (
