@@ -41,9 +41,12 @@ function Metrics({
 }) {
   const names = usePrometheus<string[]>("label/__name__/values");
   const metadata = usePrometheus<Metadata>("metadata");
-  // It comes after the dialog, which has the focus by then.
+  // It may come after the dialog, which gives the focus to its close button when it has nothing else.
   const field = useRef<HTMLInputElement>(null);
-  useEffect(() => field.current?.focus(), []);
+  useEffect(() => {
+    const t = setTimeout(() => field.current?.focus(), 150);
+    return () => clearTimeout(t);
+  }, []);
   const found = useMemo(() => {
     const all = names.data?.data ?? [];
     if (search === "") return all;
