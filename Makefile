@@ -35,16 +35,40 @@ demo: build ## Three replicas on this machine, as three zones; the README says w
 	packaging/demo/demo.sh $(BIN)/tocsin $(DATA)/demo
 
 .PHONY: build
-build: ## Build bin/tocsin.
+build: $(if $(shell command -v npm),ui,build-without-ui) ## Build bin/tocsin.
 	go build -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/tocsin ./cmd/tocsin
+
+.PHONY: build-without-ui
+build-without-ui:
+	@[ -e $(UI) ] || echo "npm is not installed: this binary will have a plain status page instead of the browser UI (it needs Node.js 20.19 or later)." >&2
+
+# The page is what the build writes last.
+UI         := web/ui/dist/index.html.gz
+UI_MODULES := web/ui/node_modules/.package-lock.json
+UI_SOURCES := $(shell find web/ui/src -type f) $(wildcard web/ui/*.json web/ui/*.mjs web/ui/*.ts web/ui/index.html)
+.PHONY: ui
+ui: $(UI) ## Build the browser UI, which the next build of bin/tocsin has in it.
+
+$(UI): $(UI_MODULES) $(UI_SOURCES)
+	npm --prefix web/ui run --silent build
+
+$(UI_MODULES): web/ui/package-lock.json
+	@node -e 'const [a, b] = process.versions.node.split(".").map(Number); if (a < 20 || (a === 20 && b < 19)) { console.error("The browser UI needs Node.js 20.19 or later, and this is " + process.versions.node + "."); process.exit(1); }'
+	npm --prefix web/ui ci --no-audit --no-fund --loglevel=error
+	@touch $@
 
 ##@ Test
 
 # One package after the other: many tests are about what happens when something does not answer in time.
 .PHONY: test
 test: test-deps ## Install what the tests need, and run everything with the race detector.
+	$(MAKE) test-ui
 	CGO_ENABLED=1 go test -race -p 1 -timeout 25m $(PKGS)
 	$(MAKE) e2e
+
+.PHONY: test-ui
+test-ui: $(UI_MODULES) ## The tests of the browser UI's logic.
+	npm --prefix web/ui run --silent test
 
 .PHONY: e2e
 e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbours.
@@ -53,6 +77,8 @@ e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbour
 # The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
 # whatever runs as init: the tests run them on ports of their own.
 TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd python3-swift memcached iproute2 gcc libc6-dev
+# However it was installed, node is node.
+TEST_DEPS += $(if $(shell command -v npm),,nodejs npm)
 .PHONY: test-deps
 test-deps:
 	@dpkg-query -W -f '$${db:Status-Status}\n' $(TEST_DEPS) 2>/dev/null | grep -c '^installed$$' | grep -qx $(words $(TEST_DEPS)) || { \
@@ -63,7 +89,7 @@ test-deps:
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for a while (FUZZTIME=30s each).
-	@set -e; for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' appliance web); do \
+	@set -e; for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' --exclude-dir=node_modules appliance web); do \
 	  for t in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]+)\(.*/\1/p' $$f); do \
 	    echo "== $$t in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$t$$" -fuzztime $(or $(FUZZTIME),30s) ./$$(dirname $$f); done; done
 
@@ -79,11 +105,15 @@ proto: ## Generate the messages between replicas anew; needs protoc, protoc-gen-
 check: check-static test check-clean ## What CI runs.
 
 .PHONY: check-static
-check-static: check-format lint check-docs ## Formatting, linters, and generated documents, without running tests.
+check-static: check-format check-ui lint check-docs ## Formatting, linters, and generated documents, without running tests.
 
 .PHONY: check-format
 check-format:
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
+
+.PHONY: check-ui
+check-ui: $(UI_MODULES)
+	npm --prefix web/ui run --silent check
 
 .PHONY: lint
 lint: $(LINT) ## golangci-lint over everything.
@@ -132,7 +162,8 @@ $(S3): e2e/s3/go.mod e2e/s3/go.sum
 
 .PHONY: clean
 clean: ## Remove what was built.
-	rm -rf $(BIN)
+	rm -rf $(BIN) web/ui/build web/ui/node_modules
+	find web/ui/dist -mindepth 1 ! -name .keep -delete
 
 .PHONY: help
 help: ## List the targets.

@@ -2,6 +2,9 @@ module github.com/tocsin-io/tocsin
 
 go 1.26.0
 
+// What npm installs may hold Go files, which are not ours.
+ignore ./web/ui/node_modules
+
 require (
 	github.com/KimMachineGun/automemlimit v1.0.1
 	github.com/alecthomas/kingpin/v2 v2.4.0

@@ -7,11 +7,14 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tocsin-io/tocsin/web/ui"
 )
 
 const (
@@ -36,8 +39,24 @@ func (w *Web) mainMux() http.Handler {
 		name := strings.TrimSuffix(path, "{$}")
 		mux.Handle(w.prefix+path, w.counted(name, false, only(methods, stripped(w.prefix, h))))
 	}
-	on("/{$}", get, http.HandlerFunc(w.servePage))
 	on("/assets/status.css", get, http.HandlerFunc(w.page.serveStyle))
+	on("/assets/", get, http.HandlerFunc(w.serveAsset))
+	for _, route := range ui.Routes() {
+		if route != "/" {
+			on(route, get, w.ui.Page(http.StatusOK))
+		}
+	}
+	// Where the UI was not built in, the plain page is there, and what leads to pages leads to it.
+	home, query, alertmanager := http.Handler(http.HandlerFunc(w.servePage)), "/", "/#alertmanager"
+	if w.ui.Built() {
+		// A browser keeps the fragment, by which Alertmanager's own UI names its pages.
+		home, query, alertmanager = w.ui.Page(http.StatusOK), "/query", "/alerts"
+	}
+	on("/{$}", get, home)
+	on("/graph", get, w.redirect(query))
+	on("/classic/graph", get, w.redirect(query))
+	on("/alertmanager", get, w.redirect(alertmanager))
+	on("/alertmanager/{$}", get, w.redirect(alertmanager))
 	on("/version", get, http.HandlerFunc(w.serveVersion))
 	on("/metrics", get, w.scrape)
 	on("/metrics/node", get, w.o.HostMetrics)
@@ -46,9 +65,6 @@ func (w *Web) mainMux() http.Handler {
 	on("/api/tocsin/v1/bucket", get, w.o.Bucket)
 	on("/api/tocsin/v1/config", get, w.o.Config)
 	on("/federate", get, w.unlessStopping(w.o.Federate))
-	on("/graph", get, w.redirect("/"))
-	on("/query", get, w.redirect("/"))
-	on("/classic/graph", get, w.redirect("/"))
 	on("/-/healthy", get, http.HandlerFunc(w.serveHealthy))
 	on("/-/ready", get, http.HandlerFunc(w.serveReady))
 	on("/-/reload", nil, w.lifecycle(w.serveReload))
@@ -59,19 +75,16 @@ func (w *Web) mainMux() http.Handler {
 	on("/debug/pprof/profile", nil, http.HandlerFunc(pprof.Profile))
 	on("/debug/pprof/symbol", nil, http.HandlerFunc(pprof.Symbol))
 	on("/debug/pprof/trace", nil, http.HandlerFunc(pprof.Trace))
-	on("/alertmanager", get, w.redirect("/#alertmanager"))
-	on("/alertmanager/{$}", get, w.redirect("/#alertmanager"))
 
 	api := stripped(w.prefix, w.unlessStopping(w.o.API))
 	mux.Handle(w.prefix+"/api/v1/", w.counted("/api/v1/*", true, api))
 	mux.Handle(w.prefix+"/api/v1/notifications/live", w.counted("/api/v1/notifications/live", false, w.endsWithUs(stripped(w.prefix, w.o.API))))
 	// Counted by the Alertmanager API itself.
 	mux.Handle(w.prefix+"/alertmanager/", stripped(w.prefix+"/alertmanager", w.alertmanagerMux(nil)))
-	mux.HandleFunc("/", notFound)
+	mux.HandleFunc("/", w.missing)
 	if w.prefix != "" {
 		// As upstream: the bare root leads to the prefix, all else is 404.
-		home := http.RedirectHandler(w.prefix+"/", http.StatusFound)
-		mux.Handle("/{$}", only(get, home))
+		mux.Handle("/{$}", only(get, http.RedirectHandler(w.prefix+"/", http.StatusFound)))
 		mux.Handle(w.prefix, only(get, http.RedirectHandler(w.prefix+"/", http.StatusMovedPermanently)))
 	}
 	return hardened(mux)
@@ -141,10 +154,13 @@ func bounded(limit int64, next http.Handler) http.Handler {
 	})
 }
 
-// redirect sends people to another path of ours, as the outside sees it.
+// redirect sends people to another path of ours, as the outside sees it, with their question: links in old
+// notifications are /graph?g0.expr=...
 func (w *Web) redirect(path string) http.Handler {
+	path, fragment, _ := strings.Cut(path, "#")
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		http.Redirect(rw, r, w.outside+path, http.StatusFound)
+		u := url.URL{Path: w.outside + path, RawQuery: r.URL.RawQuery, Fragment: fragment}
+		http.Redirect(rw, r, u.String(), http.StatusFound)
 	})
 }
 
@@ -218,6 +234,28 @@ func (w *Web) serveQuit(rw http.ResponseWriter, _ *http.Request) {
 	}
 	writeText(rw, http.StatusOK, "Requesting termination... Goodbye!")
 	w.o.Quit()
+}
+
+func (w *Web) serveAsset(rw http.ResponseWriter, r *http.Request) {
+	if !w.ui.Asset(rw, r) {
+		notFound(rw, r)
+	}
+}
+
+// notPages are where programs ask, by the first part of the path: they get a 404 that they can read.
+var notPages = []string{"-", "alertmanager", "api", "assets", "debug", "federate", "metrics", "version"}
+
+// missing answers where there is nothing. A person who mistyped gets the page that says so, with its ways out.
+func (w *Web) missing(rw http.ResponseWriter, r *http.Request) {
+	below, ok := strings.CutPrefix(r.URL.Path, w.prefix+"/")
+	first, _, _ := strings.Cut(below, "/")
+	person := slices.Contains(get, r.Method) && strings.Contains(r.Header.Get("Accept"), "text/html")
+	if !ok || !person || !w.ui.Built() || slices.Contains(notPages, first) {
+		notFound(rw, r)
+		return
+	}
+	rw.Header().Set("Vary", "Accept")
+	w.ui.Page(http.StatusNotFound).ServeHTTP(rw, r)
 }
 
 // notFound is JSON: Grafana and others tell our kind by asking for paths that

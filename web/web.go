@@ -1,17 +1,20 @@
 // Package web is the door: every HTTP request enters here.
 //
 // It owns the listeners, the limits on connections and on slow clients, the
-// paths, the counting of requests, and a plain status page. What enters is
+// paths, the counting of requests, the browser UI (web/ui), and a plain status
+// page for where that was not built. What enters is
 // connections and the handlers of other components, as http.Handler; what leaves
 // is answers. It shuts in order: nothing new is let in, what runs is given time
 // to finish, then it is cut.
-// It refuses to know what the handlers do, and imports no package of ours.
+// It refuses to know what the handlers do, and imports no package of ours but
+// the UI.
 package web
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,6 +29,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/util/netconnlimit"
+
+	"github.com/tocsin-io/tocsin/web/ui"
 )
 
 const (
@@ -72,6 +77,7 @@ type Options struct {
 	Ready   func() (ready bool, sentence string)
 	Status  func() Status
 	Version Version // shown at /version
+	UI      fs.FS   // the browser UI as its build wrote it; nil = what is built in
 }
 
 // Version has the fields of Prometheus's /version, in its order, so that one
@@ -95,6 +101,7 @@ type Web struct {
 	alertmanager net.Listener // nil = off
 	metrics      *metrics
 	page         *page
+	ui           *ui.UI
 	scrape       http.Handler // our own metrics
 	requests     *inflight
 	stopping     atomic.Bool
@@ -129,6 +136,10 @@ func New(o Options) (*Web, error) {
 		}
 	}
 	w.outside = strings.TrimRight(w.o.ExternalURL.Path, "/")
+	if w.ui, err = ui.New(ui.Options{Files: o.UI, Base: w.outside + "/", Settings: map[string]any{"version": o.Version}}); err != nil {
+		w.closeListeners()
+		return nil, err
+	}
 	w.metrics = newMetrics(o.Registerer, func() bool { ok, _ := w.ready(); return ok })
 	w.scrape = selfMetrics(w.o)
 	w.live, w.endLive = context.WithCancel(context.Background())

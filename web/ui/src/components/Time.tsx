@@ -1,0 +1,55 @@
+import { Tooltip } from "@mantine/core";
+import { useEffect, useState } from "react";
+import { useSettings } from "../lib/settings";
+import { formatTime, type Instant, relativeTime, toMs, zoneName } from "../lib/time";
+
+/** The current time, once a second, one timer for all. */
+const listeners = new Set<(now: number) => void>();
+let timer: ReturnType<typeof setInterval> | undefined;
+
+export function useNow(): number {
+  const [now, setNow] = useState(Date.now);
+  useEffect(() => {
+    listeners.add(setNow);
+    timer ??= setInterval(() => {
+      if (!document.hidden) for (const l of listeners) l(Date.now());
+    }, 1000);
+    return () => {
+      listeners.delete(setNow);
+      if (listeners.size === 0) {
+        clearInterval(timer);
+        timer = undefined;
+      }
+    };
+  }, []);
+  return now;
+}
+
+/** A moment in the zone that was chosen, the other one on hover. */
+export function Time({ at, millis }: { at: Instant | null | undefined; millis?: boolean }) {
+  const { settings } = useSettings();
+  const ms = toMs(at);
+  if (ms === null) return <>never</>;
+  return (
+    <Tooltip label={`${formatTime(ms, !settings.utc, millis)} ${zoneName(!settings.utc, ms)}`}>
+      <time dateTime={new Date(ms).toISOString()} className="num">
+        {formatTime(ms, settings.utc, millis)}
+      </time>
+    </Tooltip>
+  );
+}
+
+/** How long ago, ticking; the moment on hover. */
+export function Ago({ at, none = "never" }: { at: Instant | null | undefined; none?: string }) {
+  const { settings } = useSettings();
+  const now = useNow();
+  const ms = toMs(at);
+  if (ms === null) return <>{none}</>;
+  return (
+    <Tooltip label={`${formatTime(ms, settings.utc)} ${zoneName(settings.utc, ms)}`}>
+      <time dateTime={new Date(ms).toISOString()} className="num">
+        {relativeTime(ms, now)}
+      </time>
+    </Tooltip>
+  );
+}

@@ -1,0 +1,47 @@
+import { useWindowVirtualizer } from "@tanstack/react-virtual";
+import { type ReactNode, useLayoutEffect, useRef, useState } from "react";
+
+/** A list of any length that scrolls with the page: only what is in view is there. Rows may have any height. */
+export function VirtualList<T>({
+  items,
+  estimate,
+  itemKey,
+  children,
+}: {
+  items: readonly T[];
+  estimate: number;
+  itemKey: (item: T, i: number) => string | number;
+  children: (item: T, i: number) => ReactNode;
+}) {
+  const box = useRef<HTMLDivElement>(null);
+  const [top, setTop] = useState(0);
+  useLayoutEffect(() => {
+    // What is above may have grown.
+    const at = box.current ? box.current.getBoundingClientRect().top + window.scrollY : 0;
+    setTop((old) => (Math.abs(old - at) > 1 ? at : old));
+  });
+  const v = useWindowVirtualizer({
+    count: items.length,
+    estimateSize: () => estimate,
+    overscan: 8,
+    scrollMargin: top,
+    getItemKey: (i) => itemKey(items[i]!, i),
+  });
+  return (
+    <div ref={box} role="list" style={{ position: "relative", height: v.getTotalSize() }}>
+      {v.getVirtualItems().map((row) => (
+        <div
+          key={row.key}
+          role="listitem"
+          aria-setsize={items.length}
+          aria-posinset={row.index + 1}
+          data-index={row.index}
+          ref={v.measureElement}
+          style={{ position: "absolute", top: 0, left: 0, right: 0, transform: `translateY(${row.start - top}px)` }}
+        >
+          {children(items[row.index]!, row.index)}
+        </div>
+      ))}
+    </div>
+  );
+}
