@@ -28,7 +28,7 @@ export default function Palette({ commands, opened }: { commands: Command[]; ope
           })),
       }))}
       nothingFound="Nothing goes by that name."
-      highlightQuery
+      overlayProps={{ blur: 0 }}
       scrollable
       maxHeight={420}
       searchProps={{

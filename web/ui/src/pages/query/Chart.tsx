@@ -60,6 +60,11 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
   const colour = (i: number) => palette[scheme][i % palette[scheme].length]!;
   const zoom = useRef(onZoom);
   zoom.current = onZoom;
+  // Shading and exemplars come after the lines, and anew; only the canvas is drawn again for them.
+  const overlay = useRef({ stretches, exemplars });
+  overlay.current = { stretches, exemplars };
+  // biome-ignore lint/correctness/useExhaustiveDependencies: they are what changed
+  useEffect(() => plot.current?.redraw(false, false), [stretches, exemplars]);
   const summary = useMemo(() => summarize(names, columns, formatShort), [names, columns]);
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: colour follows the scheme, and what is shown is set below
@@ -74,7 +79,7 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
       const { left = -1, top = -1 } = u.cursor;
       let best: Exemplar | undefined;
       let d = 10;
-      for (const e of exemplars) {
+      for (const e of overlay.current.exemplars) {
         const dx = u.valToPos(e.time / 1000, "x") - left;
         const dy = u.valToPos(e.value, "y") - top;
         const away = Math.hypot(dx, dy);
@@ -115,7 +120,7 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
         lines.push([`${formatTime(u.data[0]![idx]! * 1000, utc)} ${zoneName(utc, at)}`]);
         if (best > 0) lines.push([`${columns[best - 1]![idx]}`, colour(best - 1)], [names[best - 1]!]);
       }
-      for (const s of stretches) if (s.from <= at && at <= s.to) lines.push([s.text]);
+      for (const s of overlay.current.stretches) if (s.from <= at && at <= s.to) lines.push([s.text]);
       t.replaceChildren(
         ...lines.map(([text, c], i) => {
           const div = document.createElement("div");
@@ -144,13 +149,16 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
     // Each fills down to the one below it.
     const visible = names.map((_, i) => i + 1).filter((i) => shown[i - 1]);
     const bands: uPlot.Band[] = stacked ? visible.slice(1).map((i, n) => ({ series: [i, visible[n]!] })) : [];
+    // Fine details cost most where nobody can see them: several points in each column of pixels.
+    const dense = times.length > 2 * root.clientWidth;
+    const many = times.length * names.length > 100_000;
     const options: uPlot.Options = {
       bands,
       width: root.clientWidth,
       height: 340,
       padding: [10, 8, 0, 0],
       legend: { show: false },
-      cursor: { drag: { x: true, y: false, setScale: false, dist: 4 }, points: { size: 7 }, focus: { prox: 30 } },
+      cursor: { drag: { x: true, y: false, setScale: false, dist: 4 }, points: { size: 7 }, focus: { prox: many ? -1 : 30 } },
       focus: { alpha: 0.35 },
       scales: {
         x: { time: true, range: () => [start / 1000, end / 1000] },
@@ -199,8 +207,8 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
           label: n,
           show: shown[i]!,
           stroke: colour(i),
-          width: 1.5,
-          dash: dashes[Math.floor(i / palette[scheme].length) % dashes.length],
+          width: dense ? 1 : 1.5,
+          dash: dense ? undefined : dashes[Math.floor(i / palette[scheme].length) % dashes.length],
           fill: stacked ? `${colour(i)}59` : undefined,
           points: { show: times.length < 2 },
           spanGaps: false,
@@ -211,7 +219,7 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
           (u) => {
             const { ctx, bbox } = u;
             ctx.save();
-            for (const s of stretches) {
+            for (const s of overlay.current.stretches) {
               const a = Math.max(bbox.left, u.valToPos(s.from / 1000, "x", true));
               const b = Math.min(bbox.left + bbox.width, u.valToPos(s.to / 1000, "x", true));
               ctx.fillStyle = fills[scheme][s.state];
@@ -227,7 +235,7 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
             const r = 4 * devicePixelRatio;
             ctx.save();
             ctx.fillStyle = colour(5);
-            for (const e of exemplars) {
+            for (const e of overlay.current.exemplars) {
               const x = u.valToPos(e.time / 1000, "x", true);
               const y = u.valToPos(e.value, "y", true);
               if (y < u.bbox.top || y > u.bbox.top + u.bbox.height) continue;
@@ -259,7 +267,7 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
       resized.disconnect();
       u.destroy();
     };
-  }, [times, drawn, names, stacked, log, yMin, stretches, exemplars, scheme, settings.utc, start, end]);
+  }, [times, drawn, names, stacked, log, yMin, scheme, settings.utc, start, end]);
 
   // A click shows one alone, and all again; with Ctrl or Cmd it hides or shows that one.
   const pick = (name: string, toggle: boolean) => {

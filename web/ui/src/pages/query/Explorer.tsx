@@ -59,6 +59,7 @@ function Metrics({
   return (
     <div className={css.explorer}>
       <TextInput
+        ref={field}
         data-autofocus
         type="search"
         aria-label="Search metrics"
