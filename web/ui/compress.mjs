@@ -45,8 +45,8 @@ const closure = (key, seen = new Set()) => {
   for (const i of c.imports ?? []) closure(i, seen);
   return seen;
 };
-// First paint is the home page: the entry, and the chunks of that page.
-const first = new Set([...closure("index.html"), ...closure("src/pages/home/HomePage.tsx")]);
+// First paint is the query page: the entry, and the chunks of that page.
+const first = new Set([...closure("index.html"), ...closure("src/pages/query/QueryPage.tsx")]);
 const firstFiles = new Set([...first].flatMap((k) => [manifest[k].file, ...(manifest[k].css ?? [])]));
 const sum = (list) => list.reduce((n, f) => n + (sizes.get(f) ?? 0), 0);
 const shipped = [...sizes.keys()].filter((f) => /\.(js|css|svg)$/.test(f));

@@ -3,17 +3,12 @@
 import {
   IconAdjustments,
   IconBell,
-  IconBellOff,
   IconCpu,
   IconDatabase,
   IconFileText,
-  IconHome,
   IconListCheck,
-  IconRadar2,
-  IconSend,
   IconTarget,
   IconTerminal2,
-  IconTopologyStar3,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy } from "react";
 
@@ -30,18 +25,7 @@ export interface Page {
   component: ComponentType;
 }
 
-const soon = () => import("../pages/soon/SoonPage");
-
 export const pages: Page[] = [
-  {
-    path: "/",
-    title: "Home",
-    group: "",
-    icon: IconHome,
-    key: "h",
-    words: "overview health problems",
-    component: lazy(() => import("../pages/home/HomePage")),
-  },
   {
     path: "/query",
     title: "Query",
@@ -51,8 +35,15 @@ export const pages: Page[] = [
     words: "graph promql expression explore",
     component: lazy(() => import("../pages/query/QueryPage")),
   },
-  { path: "/alerts", title: "Alerts", group: "", icon: IconBell, key: "a", words: "firing pending notifications", component: lazy(soon) },
-  { path: "/silences", title: "Silences", group: "", icon: IconBellOff, key: "s", words: "mute maintenance", component: lazy(soon) },
+  {
+    path: "/alerts",
+    title: "Alerts",
+    group: "",
+    icon: IconBell,
+    key: "a",
+    words: "firing pending notifications",
+    component: lazy(() => import("../pages/alerts/AlertsPage")),
+  },
   {
     path: "/targets",
     title: "Targets",
@@ -60,7 +51,7 @@ export const pages: Page[] = [
     icon: IconTarget,
     key: "t",
     words: "scrape health jobs up down",
-    component: lazy(soon),
+    component: lazy(() => import("../pages/targets/TargetsPage")),
   },
   {
     path: "/rules",
@@ -69,16 +60,7 @@ export const pages: Page[] = [
     icon: IconListCheck,
     key: "r",
     words: "recording alerting evaluation",
-    component: lazy(soon),
-  },
-  {
-    path: "/service-discovery",
-    title: "Service discovery",
-    group: "Monitoring",
-    icon: IconRadar2,
-    key: "d",
-    words: "labels relabel dropped",
-    component: lazy(soon),
+    component: lazy(() => import("../pages/rules/RulesPage")),
   },
   {
     path: "/tsdb-status",
@@ -87,26 +69,30 @@ export const pages: Page[] = [
     icon: IconDatabase,
     key: "b",
     words: "cardinality series head storage",
-    component: lazy(soon),
+    component: lazy(() => import("../pages/status/TSDBPage")),
   },
   {
-    path: "/cluster",
-    title: "Cluster",
-    group: "Monitoring",
-    icon: IconTopologyStar3,
-    key: "c",
-    words: "replicas zones gaps healing mesh bucket",
-    component: lazy(soon),
-  },
-  { path: "/config", title: "Configuration", group: "Status", icon: IconFileText, words: "yaml reload", component: lazy(soon) },
-  { path: "/flags", title: "Flags", group: "Status", icon: IconAdjustments, words: "command line", component: lazy(soon) },
-  { path: "/status", title: "Runtime", group: "Status", icon: IconCpu, words: "build version memory uptime", component: lazy(soon) },
-  {
-    path: "/alertmanager-discovery",
-    title: "Alertmanagers",
+    path: "/config",
+    title: "Configuration",
     group: "Status",
-    icon: IconSend,
-    words: "alertmanager discovery outside",
-    component: lazy(soon),
+    icon: IconFileText,
+    words: "yaml reload",
+    component: lazy(() => import("../pages/status/ConfigPage")),
+  },
+  {
+    path: "/flags",
+    title: "Flags",
+    group: "Status",
+    icon: IconAdjustments,
+    words: "command line",
+    component: lazy(() => import("../pages/status/FlagsPage")),
+  },
+  {
+    path: "/status",
+    title: "Runtime",
+    group: "Status",
+    icon: IconCpu,
+    words: "build version memory uptime",
+    component: lazy(() => import("../pages/status/RuntimePage")),
   },
 ];

@@ -1,0 +1,98 @@
+import { useMemo } from "react";
+import { Link } from "wouter";
+import { usePrometheus } from "../../api/hooks";
+import type { RuleGroups } from "../../api/types";
+import { Frame } from "../../app/Frame";
+import { Choice } from "../../components/Choice";
+import { LabelList } from "../../components/LabelList";
+import { Loaded } from "../../components/Loaded";
+import { Empty, State } from "../../components/Notice";
+import { SearchInput } from "../../components/SearchInput";
+import { Ago } from "../../components/Time";
+import { VirtualList } from "../../components/VirtualList";
+import { humanDuration } from "../../lib/duration";
+import { searchIndex } from "../../lib/search";
+import { useParam, useParamList } from "../../lib/urlstate";
+import css from "../pages.module.css";
+import { allRules, byGroup, healthKinds, queryHref, type RuleOf, type RuleRow, ruleText } from "./rules";
+
+export default function RulesPage() {
+  const groups = usePrometheus<RuleGroups>("rules", { refresh: 15_000 });
+  return (
+    <Frame title="Rules">
+      <Loaded query={groups}>{({ data }) => <List groups={data} />}</Loaded>
+    </Frame>
+  );
+}
+
+const names = { ok: "healthy", err: "failing", unknown: "not evaluated yet" };
+
+function List({ groups }: { groups: RuleGroups }) {
+  const [search, setSearch] = useParam("search");
+  const [health, setHealth] = useParamList("health");
+  const rules = useMemo(() => allRules(groups), [groups]);
+  const find = useMemo(() => searchIndex(rules, ruleText), [rules]);
+  const found = useMemo(() => find(search), [find, search]);
+  const rows = useMemo(() => byGroup(health.length === 0 ? found : found.filter((r) => health.includes(r.rule.health))), [found, health]);
+  return (
+    <>
+      <div className={css.bar}>
+        <SearchInput value={search} onChange={setSearch} label="Search by group, name, expression, label or error" />
+        <Choice
+          label="Health"
+          chosen={health}
+          onChange={setHealth}
+          options={(["err", "unknown", "ok"] as const).map((h) => ({
+            value: h,
+            label: names[h],
+            kind: healthKinds[h],
+            count: found.filter((r) => r.rule.health === h).length,
+          }))}
+        />
+      </div>
+      {rows.length === 0 ? (
+        <Empty>{rules.length === 0 ? "The configuration names no rules." : "No rule is like that."}</Empty>
+      ) : (
+        <VirtualList items={rows} estimate={80} itemKey={(r, i) => ("rule" in r ? i : `group ${r.group.file} ${r.group.name}`)}>
+          {(r) => <Row row={r} />}
+        </VirtualList>
+      )}
+    </>
+  );
+}
+
+function Row({ row }: { row: RuleRow }) {
+  if ("rule" in row) return <RuleItem {...row} />;
+  const g = row.group;
+  return (
+    <h2 className={css.head}>
+      {g.name}
+      <span className={css.hint}>
+        {g.file}; every {humanDuration(g.interval * 1000)}, evaluated <Ago at={g.lastEvaluation} /> in{" "}
+        {humanDuration(g.evaluationTime * 1000)}
+      </span>
+    </h2>
+  );
+}
+
+function RuleItem({ rule: r }: RuleOf) {
+  return (
+    <div className={css.row}>
+      <div className={css.line}>
+        <State kind={healthKinds[r.health]}>{names[r.health]}</State>
+        <strong className={css.grow}>{r.name}</strong>
+        <span className={css.hint}>
+          {r.type}
+          {r.duration ? `, for ${humanDuration(r.duration * 1000)}` : ""}
+          {r.keepFiringFor ? `, keeps firing for ${humanDuration(r.keepFiringFor * 1000)}` : ""}
+          {`, took ${humanDuration(r.evaluationTime * 1000)}`}
+        </span>
+      </div>
+      <Link href={queryHref(r.query)} className={css.code}>
+        <code>{r.query}</code>
+      </Link>
+      {r.labels && <LabelList labels={r.labels} />}
+      {r.lastError && <div className={css.error}>{r.lastError}</div>}
+    </div>
+  );
+}

@@ -1,0 +1,103 @@
+import { useMemo, useState } from "react";
+import { usePrometheus } from "../../api/hooks";
+import type { Target, Targets } from "../../api/types";
+import { Frame } from "../../app/Frame";
+import { Choice } from "../../components/Choice";
+import { LabelList } from "../../components/LabelList";
+import { Loaded } from "../../components/Loaded";
+import { Empty, State } from "../../components/Notice";
+import { SearchInput } from "../../components/SearchInput";
+import { Ago } from "../../components/Time";
+import { VirtualList } from "../../components/VirtualList";
+import { humanDuration } from "../../lib/duration";
+import { searchIndex } from "../../lib/search";
+import { useParam, useParamList } from "../../lib/urlstate";
+import css from "../pages.module.css";
+import { byPool, countHealth, healthKinds, type TargetRow, targetText } from "./targets";
+
+export default function TargetsPage() {
+  const targets = usePrometheus<Targets>("targets", { params: { state: "active" }, refresh: 10_000 });
+  return (
+    <Frame title="Targets">
+      <Loaded query={targets}>{({ data }) => <List all={data} />}</Loaded>
+    </Frame>
+  );
+}
+
+function List({ all }: { all: Targets }) {
+  const [search, setSearch] = useParam("search");
+  const [health, setHealth] = useParamList("health");
+  const find = useMemo(() => searchIndex(all.activeTargets, targetText), [all]);
+  const found = useMemo(() => find(search), [find, search]);
+  const counts = countHealth(found);
+  const rows = useMemo(
+    () => byPool(health.length === 0 ? found : found.filter((t) => health.includes(t.health)), all),
+    [found, health, all],
+  );
+  return (
+    <>
+      <div className={css.bar}>
+        <SearchInput value={search} onChange={setSearch} label="Search by pool, address, label or error" />
+        <Choice
+          label="Health"
+          chosen={health}
+          onChange={setHealth}
+          options={(["down", "unknown", "up"] as const).map((h) => ({ value: h, label: h, kind: healthKinds[h], count: counts[h] }))}
+        />
+      </div>
+      {rows.length === 0 ? (
+        <Empty>
+          {all.activeTargets.length === 0 ? "There is nothing to scrape: no scrape pool has a target." : "No target is like that."}
+        </Empty>
+      ) : (
+        <VirtualList
+          items={rows}
+          estimate={70}
+          itemKey={(r) => ("pool" in r ? `pool ${r.pool}` : `${r.target.scrapePool} ${r.target.scrapeUrl} ${targetText(r.target)}`)}
+        >
+          {(r) => <Row row={r} />}
+        </VirtualList>
+      )}
+    </>
+  );
+}
+
+function Row({ row }: { row: TargetRow }) {
+  if ("target" in row) return <TargetItem target={row.target} />;
+  return (
+    <h2 className={css.head}>
+      {row.pool}
+      <State kind={row.up === row.of ? "well" : row.up === 0 ? "bad" : "warn"}>
+        {row.up} of {row.of} up
+      </State>
+    </h2>
+  );
+}
+
+function TargetItem({ target: t }: { target: Target }) {
+  const [open, setOpen] = useState(false);
+  return (
+    <div className={css.row}>
+      <div className={css.line}>
+        <State kind={healthKinds[t.health]}>{t.health}</State>
+        <span className={css.grow}>
+          <a href={t.globalUrl}>{t.scrapeUrl}</a>
+        </span>
+        <span className={css.hint}>
+          {"last scrape "}
+          <Ago at={t.health === "unknown" ? null : t.lastScrape} />
+          {t.health !== "unknown" && `, took ${humanDuration(t.lastScrapeDuration * 1000)}`}
+          {`; every ${t.scrapeInterval}, within ${t.scrapeTimeout}`}
+        </span>
+      </div>
+      <LabelList labels={t.labels} />
+      {t.lastError && <div className={css.error}>{t.lastError}</div>}
+      <div>
+        <button type="button" className={css.more} aria-expanded={open} onClick={() => setOpen(!open)}>
+          {open ? "Hide the discovered labels" : "Discovered labels"}
+        </button>
+        {open && <LabelList labels={t.discoveredLabels} />}
+      </div>
+    </div>
+  );
+}
