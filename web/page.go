@@ -130,6 +130,7 @@ type view struct {
 	Prometheus          string // URL for a Prometheus data source
 	Alertmanager        string // URL for an Alertmanager data source
 	Listen              []AddressStatus
+	UI                  bool // the browser UI is built in
 }
 
 func (w *Web) servePage(rw http.ResponseWriter, _ *http.Request) {
@@ -143,6 +144,7 @@ func (w *Web) servePage(rw http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	v.Listen = append(v.Listen, v.Addresses...)
+	v.UI = w.ui.Built()
 
 	// Rendered whole before anything is sent: half a page would look well.
 	var buf bytes.Buffer

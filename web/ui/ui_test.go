@@ -287,7 +287,7 @@ func TestRoutes(t *testing.T) {
 		}
 		seen[r] = true
 	}
-	if !seen["/"] || !seen["/query"] {
+	if !seen["/query"] {
 		t.Errorf("routes %v", ui.Routes())
 	}
 }
