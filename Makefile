@@ -34,13 +34,16 @@ run: build ## Build and start on the built-in configuration; prints the URL.
 demo: build ## Three replicas on this machine, as three zones; the README says what to try.
 	packaging/demo/demo.sh $(BIN)/tocsin $(DATA)/demo
 
+# Empty where it is missing or too old for the browser UI, without which everything else can be built.
+NODE := $(shell command -v npm >/dev/null && node -p 'const [a, b] = process.versions.node.split("."); +a > 20 || +a == 20 && +b >= 19 ? "yes" : ""' 2>/dev/null)
+
 .PHONY: build
-build: $(if $(shell command -v npm),ui,build-without-ui) ## Build bin/tocsin.
+build: $(if $(NODE),ui,build-without-ui) ## Build bin/tocsin.
 	go build -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/tocsin ./cmd/tocsin
 
 .PHONY: build-without-ui
 build-without-ui:
-	@[ -e $(UI) ] || echo "npm is not installed: this binary will have a plain status page instead of the browser UI (it needs Node.js 20.19 or later)." >&2
+	@[ -e $(UI) ] || echo "There is no Node.js 20.19 or later with npm: this binary will be without the browser UI, but for its home page." >&2
 
 # The page is what the build writes last.
 UI         := web/ui/dist/index.html.gz
@@ -53,7 +56,7 @@ $(UI): $(UI_MODULES) $(UI_SOURCES)
 	npm --prefix web/ui run --silent build
 
 $(UI_MODULES): web/ui/package-lock.json
-	@node -e 'const [a, b] = process.versions.node.split(".").map(Number); if (a < 20 || (a === 20 && b < 19)) { console.error("The browser UI needs Node.js 20.19 or later, and this is " + process.versions.node + "."); process.exit(1); }'
+	@[ -n "$(NODE)" ] || { echo "The browser UI needs Node.js 20.19 or later, with npm." >&2; exit 1; }
 	npm --prefix web/ui ci --no-audit --no-fund --loglevel=error
 	@touch $@
 

@@ -165,16 +165,12 @@ func (u *UI) readAssets() error {
 		if err != nil || d.IsDir() || !ok {
 			return err
 		}
-		f, err := u.files.Open(name)
+		b, err := fs.ReadFile(u.files, name)
 		if err != nil {
-			return err
-		}
-		defer f.Close()
-		h := sha256.New()
-		if _, err := io.Copy(h, f); err != nil {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
-		a := asset{etag: hex.EncodeToString(h.Sum(nil)[:16]), contents: contentTypes[path.Ext(base)], hashed: hashedName.MatchString(base)}
+		sum := sha256.Sum256(b)
+		a := asset{etag: hex.EncodeToString(sum[:16]), contents: contentTypes[path.Ext(base)], hashed: hashedName.MatchString(base)}
 		if a.contents == "" {
 			a.contents = "application/octet-stream"
 		}
@@ -300,12 +296,11 @@ func negotiate(accept []string, hasBrotli bool) string {
 }
 
 func readGzip(files fs.FS, name string) ([]byte, error) {
-	f, err := files.Open(name)
+	packed, err := fs.ReadFile(files, name)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
+	z, err := gzip.NewReader(bytes.NewReader(packed))
 	if err != nil {
 		return nil, fmt.Errorf("unpack %s: %w", name, err)
 	}

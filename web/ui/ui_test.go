@@ -5,7 +5,6 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
-	"fmt"
 	"html"
 	"io"
 	"io/fs"
@@ -109,7 +108,7 @@ func TestEncodings(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.accept, func(t *testing.T) {
 			resp, body := ask(t, "GET", url+"/assets/index-Ab_d-123.js", "Accept-Encoding", tt.accept)
-			if got := resp.Header.Get("Content-Encoding"); resp.StatusCode != 200 || got != tt.want {
+			if got := resp.Header.Get("Content-Encoding"); resp.StatusCode != http.StatusOK || got != tt.want {
 				t.Fatalf("%d, encoded as %q, want %q", resp.StatusCode, got, tt.want)
 			}
 			switch tt.want {
@@ -157,13 +156,13 @@ func TestAssetsAreKept(t *testing.T) {
 		}
 	}
 	tag := resp.Header.Get("ETag")
-	if resp, body := ask(t, "GET", url+"/assets/index-Ab_d-123.js", "Accept-Encoding", "gzip", "If-None-Match", tag); resp.StatusCode != 304 || body != "" {
+	if resp, body := ask(t, "GET", url+"/assets/index-Ab_d-123.js", "Accept-Encoding", "gzip", "If-None-Match", tag); resp.StatusCode != http.StatusNotModified || body != "" {
 		t.Errorf("who has it gets %d %q", resp.StatusCode, body)
 	}
-	if resp, _ := ask(t, "GET", url+"/assets/index-Ab_d-123.js", "Accept-Encoding", "br", "If-None-Match", tag); resp.StatusCode != 200 {
+	if resp, _ := ask(t, "GET", url+"/assets/index-Ab_d-123.js", "Accept-Encoding", "br", "If-None-Match", tag); resp.StatusCode != http.StatusOK {
 		t.Errorf("another encoding has the same tag: %d", resp.StatusCode)
 	}
-	if resp, body := ask(t, "HEAD", url+"/assets/index-Ab_d-123.js", "Accept-Encoding", "gzip"); resp.StatusCode != 200 || body != "" || resp.ContentLength <= 0 {
+	if resp, body := ask(t, "HEAD", url+"/assets/index-Ab_d-123.js", "Accept-Encoding", "gzip"); resp.StatusCode != http.StatusOK || body != "" || resp.ContentLength <= 0 {
 		t.Errorf("HEAD: %d %q, length %d", resp.StatusCode, body, resp.ContentLength)
 	}
 	// What keeps its name when it changes must be asked for.
@@ -171,7 +170,7 @@ func TestAssetsAreKept(t *testing.T) {
 		t.Errorf("licences: %v", resp.Header)
 	}
 	for _, path := range []string{"/assets/", "/assets/nothing.js", "/assets/index-Ab_d-123.js.gz", "/assets/../index.html"} {
-		if resp, _ := ask(t, "GET", url+path); resp.StatusCode == 200 && strings.HasPrefix(resp.Request.URL.Path, "/assets") {
+		if resp, _ := ask(t, "GET", url+path); resp.StatusCode == http.StatusOK && strings.HasPrefix(resp.Request.URL.Path, "/assets") {
 			t.Errorf("%s: %d", path, resp.StatusCode)
 		}
 	}
@@ -180,7 +179,7 @@ func TestAssetsAreKept(t *testing.T) {
 func TestPage(t *testing.T) {
 	_, url := serve(t, ui.Options{Files: build(t), Base: "/mon/tocsin/", Settings: map[string]any{"version": "</script><b>"}})
 	resp, body := ask(t, "GET", url+"/query")
-	if resp.StatusCode != 200 || resp.Header.Get("Cache-Control") != "no-cache" || resp.Header.Get("Referrer-Policy") != "same-origin" {
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Cache-Control") != "no-cache" || resp.Header.Get("Referrer-Policy") != "same-origin" {
 		t.Errorf("%d %v", resp.StatusCode, resp.Header)
 	}
 	if !strings.Contains(body, `<head><base href="/mon/tocsin/">`) {
@@ -205,21 +204,21 @@ func TestPage(t *testing.T) {
 	}
 	// The kept page goes with the policy that it was kept with.
 	tag := resp.Header.Get("ETag")
-	if resp, body := ask(t, "GET", url+"/alerts", "If-None-Match", tag); resp.StatusCode != 304 || body != "" {
+	if resp, body := ask(t, "GET", url+"/alerts", "If-None-Match", tag); resp.StatusCode != http.StatusNotModified || body != "" {
 		t.Errorf("who has it gets %d %q", resp.StatusCode, body)
 	}
 	if strings.HasPrefix(tag, "W/") || tag == "" {
 		t.Errorf("tag %q", tag)
 	}
 	_, other := serve(t, ui.Options{Files: build(t), Base: "/"})
-	if resp, _ := ask(t, "GET", other+"/", "If-None-Match", tag); resp.StatusCode != 200 {
+	if resp, _ := ask(t, "GET", other+"/", "If-None-Match", tag); resp.StatusCode != http.StatusOK {
 		t.Errorf("a page with other settings has the same tag")
 	}
 	// A missing page is one: it has the page in it, and its status, whatever the browser has kept.
-	if resp, body := ask(t, "GET", url+"/missing", "If-None-Match", tag); resp.StatusCode != 404 || !strings.Contains(body, "<title>") {
+	if resp, body := ask(t, "GET", url+"/missing", "If-None-Match", tag); resp.StatusCode != http.StatusNotFound || !strings.Contains(body, "<title>") {
 		t.Errorf("missing: %d %s", resp.StatusCode, body)
 	}
-	if resp, body := ask(t, "HEAD", url+"/missing"); resp.StatusCode != 404 || body != "" {
+	if resp, body := ask(t, "HEAD", url+"/missing"); resp.StatusCode != http.StatusNotFound || body != "" {
 		t.Errorf("HEAD of a missing page: %d %q", resp.StatusCode, body)
 	}
 }
@@ -230,10 +229,10 @@ func TestWithoutBuild(t *testing.T) {
 		t.Error("nothing was built")
 	}
 	resp, body := ask(t, "GET", url+"/query")
-	if resp.StatusCode != 200 || !strings.Contains(body, "make ui") || !strings.Contains(html.UnescapeString(body), `<base href="/a&b/">`) {
+	if resp.StatusCode != http.StatusOK || !strings.Contains(body, "make ui") || !strings.Contains(html.UnescapeString(body), `<base href="/a&b/">`) {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
-	if resp, _ := ask(t, "GET", url+"/assets/index.js"); resp.StatusCode != 404 {
+	if resp, _ := ask(t, "GET", url+"/assets/index.js"); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("asset: %d", resp.StatusCode)
 	}
 }
@@ -269,12 +268,12 @@ func TestBuiltIn(t *testing.T) {
 	for _, l := range links {
 		for _, accept := range []string{"br", "gzip", "identity"} {
 			resp, _ := ask(t, "GET", url+"/"+l[1], "Accept-Encoding", accept)
-			if resp.StatusCode != 200 || !strings.Contains(resp.Header.Get("Cache-Control"), "immutable") {
+			if resp.StatusCode != http.StatusOK || !strings.Contains(resp.Header.Get("Cache-Control"), "immutable") {
 				t.Errorf("%s as %s: %d %v", l[1], accept, resp.StatusCode, resp.Header)
 			}
 		}
 	}
-	if resp, _ := ask(t, "GET", url+"/assets/licenses.txt"); resp.StatusCode != 200 {
+	if resp, _ := ask(t, "GET", url+"/assets/licenses.txt"); resp.StatusCode != http.StatusOK {
 		t.Error("the licences of what is built in are not there")
 	}
 }
@@ -283,7 +282,7 @@ func TestRoutes(t *testing.T) {
 	seen := map[string]bool{}
 	for _, r := range ui.Routes() {
 		if !regexp.MustCompile(`^/[a-z-]*$`).MatchString(r) || seen[r] {
-			t.Error(fmt.Sprintf("route %q", r))
+			t.Errorf("route %q", r)
 		}
 		seen[r] = true
 	}
