@@ -1,0 +1,96 @@
+import { expect, test } from "vitest";
+import type { Rule, RuleGroup, Target } from "../api/types";
+import { becameOf, fateIndex, type ManagedAlert } from "./alerts/fate";
+import { allRules, byGroup, queryHref, ruleText } from "./rules/rules";
+import { readable } from "./status/runtime";
+import { byPool, countHealth, targetText } from "./targets/targets";
+
+function managed(labels: Record<string, string>, status: Partial<ManagedAlert["status"]> = {}): ManagedAlert {
+  return {
+    labels,
+    fingerprint: "f",
+    receivers: [{ name: "team" }, { name: "log" }],
+    status: { state: "active", silencedBy: [], inhibitedBy: [], ...status },
+  };
+}
+
+test("what became of an alert", () => {
+  const labels = { alertname: "Down", job: "a" };
+  const of = (...all: ManagedAlert[]) => becameOf(labels, fateIndex(all));
+  expect(of()).toBe("not known to the Alertmanager here");
+  expect(of(managed({ job: "a", alertname: "Down" }))).toBe("goes to team, log");
+  expect(of(managed({ ...labels, cluster: "x" }))).toBe("goes to team, log");
+  expect(of(managed({ alertname: "Down", job: "b" }))).toBe("not known to the Alertmanager here");
+  expect(of(managed(labels, { silencedBy: ["s1"], inhibitedBy: ["i"] }))).toBe("silenced by s1");
+  expect(of(managed(labels, { inhibitedBy: ["i", "j"] }))).toBe("inhibited by 2 other alerts");
+  expect(of(managed(labels, { mutedBy: ["night"] }))).toBe("muted by the time interval night");
+  // The one with the fewest further labels.
+  expect(of(managed({ ...labels, x: "1", y: "2" }, { silencedBy: ["s"] }), managed({ ...labels, x: "1" }))).toBe("goes to team, log");
+});
+
+function target(pool: string, health: Target["health"], url: string): Target {
+  return {
+    discoveredLabels: {},
+    labels: { job: pool, instance: url },
+    scrapePool: pool,
+    scrapeUrl: url,
+    globalUrl: url,
+    lastError: health === "down" ? "refused" : "",
+    lastScrape: "",
+    lastScrapeDuration: 0,
+    health,
+    scrapeInterval: "15s",
+    scrapeTimeout: "10s",
+  };
+}
+
+test("targets are under their pools, which count all of theirs", () => {
+  const all = [target("b", "up", "1"), target("a", "down", "2"), target("b", "down", "3"), target("b", "unknown", "4")];
+  expect(countHealth(all)).toEqual({ up: 1, down: 2, unknown: 1 });
+  expect(byPool([all[0]!, all[1]!], { activeTargets: all })).toEqual([
+    { pool: "a", up: 0, of: 1 },
+    { target: all[1] },
+    { pool: "b", up: 1, of: 3 },
+    { target: all[0] },
+  ]);
+  expect(targetText(all[1]!)).toBe("a 2 refused job=a instance=2");
+});
+
+test("rules are under their groups, also where some are left out", () => {
+  const rule = (type: Rule["type"], name: string): Rule => ({
+    type,
+    name,
+    query: `q_${name}`,
+    health: "ok",
+    evaluationTime: 0,
+    lastEvaluation: "",
+  });
+  const group = (name: string, ...rules: Rule[]): RuleGroup => ({
+    name,
+    file: `${name}.yml`,
+    interval: 1,
+    evaluationTime: 0,
+    lastEvaluation: "",
+    rules,
+  });
+  const one = group("one", rule("recording", "r"), rule("alerting", "A"), rule("alerting", "B"));
+  const two = group("two", rule("alerting", "C"));
+  const empty = group("empty", rule("recording", "s"));
+  const alerting = allRules({ groups: [one, empty, two] }, "alerting");
+  expect(alerting.map((r) => r.rule.name)).toEqual(["A", "B", "C"]);
+  expect(byGroup(alerting).map((r) => ("rule" in r ? r.rule.name : `(${r.group.name})`))).toEqual(["(one)", "A", "B", "(two)", "C"]);
+  expect(ruleText(alerting[2]!)).toContain("two two.yml C q_C");
+  expect(queryHref('up{a="b"} == 0', "table")).toBe("/query?g0.expr=up%7Ba%3D%22b%22%7D+%3D%3D+0&g0.tab=table");
+});
+
+test("names of the API as words", () => {
+  for (const [name, want] of [
+    ["startTime", "Start time"],
+    ["CWD", "CWD"],
+    ["GOMAXPROCS", "GOMAXPROCS"],
+    ["reloadConfigSuccess", "Reload config success"],
+    ["goVersion", "Go version"],
+  ] as const) {
+    expect(readable(name)).toBe(want);
+  }
+});
