@@ -224,6 +224,32 @@ func (b *files) Attributes(ctx context.Context, name string) (objstore.ObjectAtt
 	return b.Bucket.Attributes(ctx, name)
 }
 
+// Delete implements objstore.Bucket. objstore's removes whatever has the name, a folder with all that is in it too, and folders that
+// were empty a moment ago with what has come into them since. As there, it is no error when the object is not there.
+func (b *files) Delete(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if hidden(name) || !filepath.IsLocal(name) || filepath.Clean(name) == "." {
+		return fmt.Errorf("%q is no name of an object", name)
+	}
+	file := filepath.Join(b.root, name)
+	err := syscall.Unlink(file)
+	for errors.Is(err, syscall.EINTR) {
+		err = syscall.Unlink(file)
+	}
+	// A file where the name has a folder: then there is no such object either.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	for dir := filepath.Dir(file); len(dir) > len(b.root); dir = filepath.Dir(dir) {
+		if err := syscall.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			break // Somebody needs it.
+		}
+	}
+	return nil
+}
+
 // IsObjNotFoundErr implements objstore.BucketReader.
 func (b *files) IsObjNotFoundErr(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || b.Bucket.IsObjNotFoundErr(err)

@@ -108,6 +108,8 @@ type window struct {
 	first  time.Time
 	whole  bool
 	staged *staged
+	// made is when the newest of its local blocks was made, as far as this process can know.
+	made time.Time
 	// After failures it is tried again at retry.
 	failures int
 	retry    time.Time
@@ -131,7 +133,7 @@ type uploader struct {
 	windows map[int64]*window
 	// checked are blocks of others that have all that their meta.json promises, and those that this process uploaded.
 	checked map[ulid.ULID]struct{}
-	empty   map[int64]struct{} // Windows that turned out to hold no sample.
+	empty   map[int64]time.Time // Windows that turned out to hold no sample, and when the newest of their blocks was made.
 
 	uploads, failures, bytes, skipped, broken prometheus.Counter
 	backlog, last                             prometheus.Gauge
@@ -147,7 +149,7 @@ func newUploader(b *Bucket) *uploader {
 	}
 	return &uploader{
 		b: b, dir: filepath.Join(b.o.Dir, "upload"), now: time.Now, stall: uploadStall, began: time.Now(),
-		checked: map[ulid.ULID]struct{}{}, windows: map[int64]*window{}, empty: map[int64]struct{}{},
+		checked: map[ulid.ULID]struct{}{}, windows: map[int64]*window{}, empty: map[int64]time.Time{},
 		uploads:  counter("tocsin_bucket_uploads_total", "Windows that this replica uploaded."),
 		failures: counter("tocsin_bucket_upload_failures_total", "Attempts to upload a window that failed. They are repeated."),
 		bytes:    counter("tocsin_bucket_uploaded_bytes_total", "Bytes of blocks that this replica sent to the bucket, with those of attempts that failed."),
@@ -345,16 +347,18 @@ func (u *uploader) finished() ([]*window, error) {
 			at = t
 		}
 		for begin := floor(b.Meta.MinTime, length); begin < b.Meta.MaxTime && begin+length <= written; begin += length {
+			u.reconsider(begin, at)
 			if !u.needless(begin) && at.After(made[begin]) {
 				made[begin] = at
 			}
 		}
 	}
 	for begin, at := range made {
-		if now := u.now(); at.After(now) {
-			at = now // A clock was set.
+		due := at
+		if now := u.now(); due.After(now) {
+			due = now // A clock was set.
 		}
-		u.window(begin, at)
+		u.window(begin, due).made = at
 	}
 	u.mtx.Lock()
 	defer u.mtx.Unlock()
@@ -368,6 +372,15 @@ func (u *uploader) finished() ([]*window, error) {
 	}
 	slices.SortFunc(list, func(a, b *window) int { return int(min(1, max(-1, a.begin-b.begin))) })
 	return list, nil
+}
+
+// reconsider forgets that a window is empty when a block of it was made since: it may have been healed.
+func (u *uploader) reconsider(begin int64, made time.Time) {
+	u.mtx.Lock()
+	defer u.mtx.Unlock()
+	if seen, ok := u.empty[begin]; ok && made.After(seen) {
+		delete(u.empty, begin)
+	}
 }
 
 // due tells of each window how it is as of that look, and counts those whose turn it is.
@@ -487,7 +500,7 @@ func (u *uploader) process(ctx context.Context, w *window) error {
 		}
 		if s == nil {
 			u.mtx.Lock()
-			u.empty[w.begin] = struct{}{}
+			u.empty[w.begin] = w.made
 			u.mtx.Unlock()
 			return nil
 		}

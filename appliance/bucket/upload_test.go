@@ -963,6 +963,34 @@ func TestABlockOfSeveralWindowsIsCut(t *testing.T) {
 	c.hasAll(n, gone...)
 }
 
+// A window in the middle of a block has no sample, until it is healed.
+func TestAnEmptyWindowThatIsHealedIsUploaded(t *testing.T) {
+	c := newTestCluster(t, "a")
+	c.raw, c.keep = time.Minute, time.Minute // So nothing is held yet.
+	a := c.replica("a", func(o *store.Options) { o.MaxBlockDuration = 9 * testWindow })
+	const n = 6
+	// In the middle of the three windows that are compacted into one block.
+	begin := floor(c.begin, 3*testWindow.Milliseconds()) + 4*testWindow.Milliseconds()
+	gap := store.Interval{From: begin - 1, To: begin + testWindow.Milliseconds() - 1}
+	a.scrape(n, gap)
+	require.Eventually(t, func() bool {
+		metas, err := a.store.BlockMetas()
+		return err == nil && slices.ContainsFunc(metas, func(m tsdb.BlockMeta) bool { return m.MinTime <= begin && m.MaxTime >= gap.To })
+	}, testPatience, 10*time.Millisecond)
+	c.raw, c.keep = 0, 0
+	a.restart()
+	a.round()
+	a.round()
+	require.Len(t, c.blocks(), n-1)
+	require.True(t, a.bucket.uploader.needless(begin))
+	require.Zero(t, a.count("backlog"))
+
+	a.heal(gap)
+	a.round()
+	a.round()
+	c.hasAll(n)
+}
+
 func TestABrokenBlockIsUploadedAgain(t *testing.T) {
 	c := newTestCluster(t, "a", "b")
 	all := inOrder(c.begin, c.replica("a"), c.replica("b"))
