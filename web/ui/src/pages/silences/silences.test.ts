@@ -90,6 +90,7 @@ describe("the form", () => {
     const again = draftOf(silence("x", "expired", now - 5 * hour, now - hour), "bob");
     expect(again).toMatchObject({ createdBy: "bob", startsAt: null, endsAt: null, duration: 4 * hour });
     expect(again.id).toBeUndefined();
+    expect(draftOf(silence("x", "expired", now - 9000, now), "bob").duration).toBe(2 * hour);
   });
 });
 

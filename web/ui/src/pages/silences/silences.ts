@@ -66,6 +66,9 @@ export interface Draft {
   comment: string;
 }
 
+const usual = 2 * 3_600_000;
+const short = 5 * 60_000;
+
 export const emptyMatcher: Matcher = { name: "", value: "", isRegex: false, isEqual: true };
 
 export function newDraft(matchers: Matcher[], createdBy: string): Draft {
@@ -74,19 +77,22 @@ export function newDraft(matchers: Matcher[], createdBy: string): Draft {
     matchers: matchers.length > 0 ? matchers : [emptyMatcher],
     startsAt: null,
     endsAt: null,
-    duration: 2 * 3_600_000,
+    duration: usual,
     createdBy,
     // It can be saved as it is: at night nobody wants to think of a text.
     comment: alert ? `Silenced from the alert ${alert}` : "",
   };
 }
 
-/** To change a silence; or, of one that is over, to make one like it that begins now and lasts as long. */
+/**
+ * To change a silence; or, of one that is over, to make one like it that begins now and lasts as long. Expiring moves the end:
+ * how long one that was expired soon after its start was meant to last is not known.
+ */
 export function draftOf(s: Silence, createdBy: string): Draft {
   const [from, to] = [Date.parse(s.startsAt), Date.parse(s.endsAt)];
   const base = { matchers: s.matchers, comment: s.comment };
   if (s.status.state === "expired")
-    return { ...base, createdBy: createdBy || s.createdBy, startsAt: null, endsAt: null, duration: Math.max(60_000, to - from) };
+    return { ...base, createdBy: createdBy || s.createdBy, startsAt: null, endsAt: null, duration: to - from < short ? usual : to - from };
   return { ...base, id: s.id, createdBy: s.createdBy, startsAt: from, endsAt: to, duration: to - from };
 }
 
