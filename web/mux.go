@@ -45,15 +45,16 @@ func (w *Web) mainMux() http.Handler {
 		on(route, get, w.ui.Page(http.StatusOK))
 	}
 	// Where the UI was not built in, what leads to one of its pages leads to the plain page.
-	query := "/"
+	query, alerts := "/", "/#alertmanager"
 	if w.ui.Built() {
-		query = "/query"
+		// Browsers carry over what is after the #, and the page knows the addresses of Alertmanager's own UI.
+		query, alerts = "/query", "/alerts"
 	}
 	on("/{$}", get, http.HandlerFunc(w.servePage))
 	on("/graph", get, w.redirect(query))
 	on("/classic/graph", get, w.redirect(query))
-	on("/alertmanager", get, w.redirect("/#alertmanager"))
-	on("/alertmanager/{$}", get, w.redirect("/#alertmanager"))
+	on("/alertmanager", get, w.redirect(alerts))
+	on("/alertmanager/{$}", get, w.redirect(alerts))
 	on("/version", get, http.HandlerFunc(w.serveVersion))
 	on("/metrics", get, w.scrape)
 	on("/metrics/node", get, w.o.HostMetrics)

@@ -60,8 +60,8 @@ func TestUI(t *testing.T) {
 				// Links in notifications, of ours and of an Alertmanager's own.
 				{path: "/graph?g0.expr=up%3D%3D0&g0.tab=1", code: 302, location: "/query?g0.expr=up%3D%3D0&g0.tab=1"},
 				{path: "/classic/graph?g0.expr=a+b", code: 302, location: "/query?g0.expr=a+b"},
-				{path: "/alertmanager/", code: 302, location: "/#alertmanager"},
-				{path: "/alertmanager", code: 302, location: "/#alertmanager"},
+				{path: "/alertmanager/", code: 302, location: "/alerts"},
+				{path: "/alertmanager", code: 302, location: "/alerts"},
 				// A person gets the page, with the status that programs go by; a program gets what it reads.
 				{path: "/nothing", accept: html, code: 404, page: true},
 				{path: "/query/further", accept: html, code: 404, page: true},

@@ -3,6 +3,7 @@
 import {
   IconAdjustments,
   IconBell,
+  IconBellOff,
   IconCpu,
   IconDatabase,
   IconFileText,
@@ -43,6 +44,15 @@ export const pages: Page[] = [
     key: "a",
     words: "firing pending notifications",
     component: lazy(() => import("../pages/alerts/AlertsPage")),
+  },
+  {
+    path: "/silences",
+    title: "Silences",
+    group: "",
+    icon: IconBellOff,
+    key: "s",
+    words: "mute maintenance acknowledge",
+    component: lazy(() => import("../pages/silences/SilencesPage")),
   },
   {
     path: "/targets",

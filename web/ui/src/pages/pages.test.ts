@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
-import type { Rule, RuleGroup, Target } from "../api/types";
-import { becameOf, fateIndex, type ManagedAlert } from "./alerts/fate";
+import type { ManagedAlert } from "../api/alertmanager";
+import type { PrometheusAlert, Rule, RuleGroup, Target } from "../api/types";
+import { becameOf, fateIndex, foreign, groupIndex, linkOf, managedOf, silenceable } from "./alerts/fate";
 import { allRules, byGroup, queryHref, ruleText } from "./rules/rules";
 import { readable } from "./status/runtime";
 import { byPool, countHealth, targetText } from "./targets/targets";
@@ -16,7 +17,7 @@ function managed(labels: Record<string, string>, status: Partial<ManagedAlert["s
 
 test("what became of an alert", () => {
   const labels = { alertname: "Down", job: "a" };
-  const of = (...all: ManagedAlert[]) => becameOf(labels, fateIndex(all));
+  const of = (...all: ManagedAlert[]) => becameOf(managedOf(labels, fateIndex(all)));
   expect(of()).toBe("not known to the Alertmanager here");
   expect(of(managed({ job: "a", alertname: "Down" }))).toBe("goes to team, log");
   expect(of(managed({ ...labels, cluster: "x" }))).toBe("goes to team, log");
@@ -27,6 +28,43 @@ test("what became of an alert", () => {
   // The one with the fewest further labels.
   expect(of(managed({ ...labels, x: "1", y: "2" }, { silencedBy: ["s"] }), managed({ ...labels, x: "1" }))).toBe("goes to team, log");
 });
+
+test("what inhibits an alert is named where it is known", () => {
+  const by = (f: string) => (f === "i" ? managed({ alertname: "ZoneDown" }) : undefined);
+  expect(becameOf(managed({}, { inhibitedBy: ["i"] }), by)).toBe("inhibited by ZoneDown");
+  expect(becameOf(managed({}, { inhibitedBy: ["i", "x"] }), by)).toBe("inhibited by 2 other alerts");
+});
+
+test("with what an alert is notified of", () => {
+  const of = groupIndex([
+    { labels: { job: "a" }, receiver: { name: "team" }, alerts: [{ fingerprint: "1" }, { fingerprint: "2" }] },
+    { labels: {}, receiver: { name: "log" }, alerts: [{ fingerprint: "1" }] },
+  ]);
+  expect(of.get("1")).toEqual(["team: with 1 other by job=a", "log: alone"]);
+  expect(of.get("2")).toEqual(["team: with 1 other by job=a"]);
+});
+
+test("alerts of others are those that no rule made", () => {
+  const ours = { labels: { alertname: "Down", job: "a" } } as unknown as PrometheusAlert;
+  const one = { ...managed({ alertname: "Down", job: "a", cluster: "x" }), fingerprint: "1" };
+  const two = { ...managed({ alertname: "Down", job: "b" }), fingerprint: "2" };
+  expect(foreign([one, two], [ours], fateIndex([one, two]))).toEqual([two]);
+  expect(foreign([one, two], [], fateIndex([one, two]))).toEqual([one, two]);
+});
+
+test("an alert is silenced by the labels that came through", () => {
+  expect(silenceable({ a: "1", dropped: "2" }, managed({ a: "1", replica: "x" }))).toEqual({ a: "1" });
+  expect(silenceable({ a: "1" }, undefined)).toEqual({ a: "1" });
+});
+
+test.each([
+  ["https://example.org/a?b=c", true],
+  [" HTTP://x ", true],
+  ["javascript:alert(1)", false],
+  ["data:text/html,x", false],
+  ["see https://example.org", false],
+  ["", false],
+])("%s in an annotation is a link: %s", (text, want) => expect(linkOf(text) !== undefined).toBe(want));
 
 function target(pool: string, health: Target["health"], url: string): Target {
   return {

@@ -1,45 +1,81 @@
-import { useMemo } from "react";
-import { Link } from "wouter";
+import { useEffect, useMemo } from "react";
+import { Link, useLocation } from "wouter";
+import type { ManagedAlert } from "../../api/alertmanager";
 import { useJSON, usePrometheus } from "../../api/hooks";
 import type { PrometheusAlert, RuleGroups } from "../../api/types";
 import { Frame } from "../../app/Frame";
 import { Choice } from "../../components/Choice";
 import { LabelList } from "../../components/LabelList";
-import { Loaded } from "../../components/Loaded";
+import { Failure, Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
 import { SearchInput } from "../../components/SearchInput";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
-import { plural } from "../../lib/format";
+import { formatSeries, type Labels, plural } from "../../lib/format";
 import { searchIndex } from "../../lib/search";
 import { useParam, useParamList } from "../../lib/urlstate";
 import css from "../pages.module.css";
 import { allRules, byGroup, queryHref, type RuleOf, type RuleRow, ruleText, stateKinds } from "../rules/rules";
-import { becameOf, fateIndex, type ManagedAlert } from "./fate";
+import { oldLink, silenceHref } from "../silences/silences";
+import { becameOf, fateIndex, foreign, type Group, groupIndex, linkOf, managedOf, silenceable } from "./fate";
 
 export default function AlertsPage() {
   const groups = usePrometheus<RuleGroups>("rules", { params: { type: "alert" }, refresh: 10_000 });
   const managed = useJSON<ManagedAlert[]>("alertmanager/api/v2/alerts", { refresh: 10_000 });
+  const together = useJSON<Group[]>("alertmanager/api/v2/alerts/groups", { refresh: 10_000 });
+  // Links into Alertmanager's own UI arrive here with what they were after.
+  const [, navigate] = useLocation();
+  useEffect(() => {
+    const lead = () => {
+      const to = oldLink(location.hash);
+      if (to) navigate(to, { replace: true });
+    };
+    lead();
+    window.addEventListener("hashchange", lead);
+    return () => window.removeEventListener("hashchange", lead);
+  }, [navigate]);
   return (
     <Frame title="Alerts">
-      <Loaded query={groups}>{({ data }) => <List groups={data} managed={managed.data ?? []} />}</Loaded>
+      {managed.error && <Failure error={managed.error} />}
+      <Loaded query={groups}>{({ data }) => <List groups={data} managed={managed.data} together={together.data ?? nothing} />}</Loaded>
     </Frame>
   );
 }
 
+const nothing: Group[] = [];
 const states = ["firing", "pending", "inactive", "unknown"];
 
-function List({ groups, managed }: { groups: RuleGroups; managed: ManagedAlert[] }) {
+/** What the rows look up of the Alertmanager; undefined = it has not answered yet. */
+interface Fates {
+  known?: Map<string, ManagedAlert>;
+  byFingerprint: (fingerprint: string) => ManagedAlert | undefined;
+  together: Map<string, string[]>;
+}
+
+function List({ groups, managed, together }: { groups: RuleGroups; managed: ManagedAlert[] | undefined; together: Group[] }) {
   const [search, setSearch] = useParam("search");
   const [chosen, setChosen] = useParamList("state");
   const rules = useMemo(() => allRules(groups, "alerting"), [groups]);
   const find = useMemo(() => searchIndex(rules, ruleText), [rules]);
   const found = useMemo(() => find(search), [find, search]);
-  const rows = useMemo(
-    () => byGroup(chosen.length === 0 ? found : found.filter((r) => chosen.includes(r.rule.state ?? "unknown"))),
-    [found, chosen],
-  );
-  const fates = useMemo(() => fateIndex(managed), [managed]);
+  const fates = useMemo<Fates>(() => {
+    const by = new Map((managed ?? []).map((m) => [m.fingerprint, m]));
+    return { known: managed && fateIndex(managed), byFingerprint: (f) => by.get(f), together: groupIndex(together) };
+  }, [managed, together]);
+  const others = useMemo(() => {
+    if (!managed || !fates.known) return [];
+    const ours = rules.flatMap((r) => r.rule.alerts ?? []);
+    return searchIndex(foreign(managed, ours, fates.known), (m) =>
+      Object.entries({ ...m.labels, ...m.annotations })
+        .map(([k, v]) => `${k}=${v}`)
+        .join(" "),
+    )(search);
+  }, [managed, fates, rules, search]);
+  const rows = useMemo<AnyRow[]>(() => {
+    const ours = byGroup(chosen.length === 0 ? found : found.filter((r) => chosen.includes(r.rule.state ?? "unknown")));
+    const theirs = chosen.length === 0 || chosen.includes("firing") ? others : [];
+    return [...ours, ...(theirs.length > 0 ? [{ others: theirs.length }, ...theirs.map((managed) => ({ managed }))] : [])];
+  }, [found, chosen, others]);
   return (
     <>
       <div className={css.bar}>
@@ -61,7 +97,11 @@ function List({ groups, managed }: { groups: RuleGroups; managed: ManagedAlert[]
       {rows.length === 0 ? (
         <Empty>{rules.length === 0 ? "The configuration names no alerting rules." : "No alert is like that."}</Empty>
       ) : (
-        <VirtualList items={rows} estimate={80} itemKey={(r, i) => ("rule" in r ? i : `group ${r.group.file} ${r.group.name}`)}>
+        <VirtualList
+          items={rows}
+          estimate={80}
+          itemKey={(r, i) => ("group" in r && !("rule" in r) ? `group ${r.group.file} ${r.group.name}` : i)}
+        >
           {(r) => <Row row={r} fates={fates} />}
         </VirtualList>
       )}
@@ -69,8 +109,18 @@ function List({ groups, managed }: { groups: RuleGroups; managed: ManagedAlert[]
   );
 }
 
-function Row({ row, fates }: { row: RuleRow; fates: Map<string, ManagedAlert> }) {
+type AnyRow = RuleRow | { others: number } | { managed: ManagedAlert };
+
+function Row({ row, fates }: { row: AnyRow; fates: Fates }) {
   if ("rule" in row) return <AlertRule {...row} fates={fates} />;
+  if ("managed" in row) return <Foreign alert={row.managed} fates={fates} />;
+  if ("others" in row)
+    return (
+      <h2 className={css.head}>
+        Posted by others
+        <span className={css.hint}>{plural(row.others, "alert")} that no rule here made</span>
+      </h2>
+    );
   return (
     <h2 className={css.head}>
       {row.group.name}
@@ -79,7 +129,7 @@ function Row({ row, fates }: { row: RuleRow; fates: Map<string, ManagedAlert> })
   );
 }
 
-function AlertRule({ rule: r, fates }: RuleOf & { fates: Map<string, ManagedAlert> }) {
+function AlertRule({ rule: r, fates }: RuleOf & { fates: Fates }) {
   const state = r.state ?? "unknown";
   const alerts = r.alerts ?? [];
   return (
@@ -94,13 +144,14 @@ function AlertRule({ rule: r, fates }: RuleOf & { fates: Map<string, ManagedAler
       </Link>
       {r.lastError && <div className={css.error}>{r.lastError}</div>}
       {alerts.map((a) => (
-        <Alert key={JSON.stringify(a.labels)} alert={a} fate={fates} />
+        <Alert key={JSON.stringify(a.labels)} alert={a} fates={fates} />
       ))}
     </div>
   );
 }
 
-function Alert({ alert: a, fate }: { alert: PrometheusAlert; fate: Map<string, ManagedAlert> }) {
+function Alert({ alert: a, fates }: { alert: PrometheusAlert; fates: Fates }) {
+  const managed = fates.known && managedOf(a.labels, fates.known);
   return (
     <div className={css.row}>
       <div className={css.line}>
@@ -109,14 +160,80 @@ function Alert({ alert: a, fate }: { alert: PrometheusAlert; fate: Map<string, M
           since <Ago at={a.activeAt} />
         </span>
         <span className={css.hint}>value {a.value}</span>
-        {a.state === "firing" && <span className={css.hint}>{becameOf(a.labels, fate)}</span>}
+        {a.state === "firing" && fates.known && <Fate alert={managed} fates={fates} />}
+        <SilenceLink labels={silenceable(a.labels, managed)} />
       </div>
       <LabelList labels={a.labels} without={["alertname"]} />
-      {Object.entries(a.annotations).map(([k, v]) => (
-        <div key={k} className={css.hint}>
-          {k}: {v}
-        </div>
-      ))}
+      <Annotations annotations={a.annotations} />
     </div>
   );
+}
+
+function Foreign({ alert: a, fates }: { alert: ManagedAlert; fates: Fates }) {
+  return (
+    <div className={css.row}>
+      <div className={css.line}>
+        <State kind="bad">firing</State>
+        <strong className={css.grow}>{a.labels.alertname ?? "without a name"}</strong>
+        <span>
+          since <Ago at={a.startsAt} />
+        </span>
+        <Fate alert={a} fates={fates} />
+        <SilenceLink labels={a.labels} />
+      </div>
+      <LabelList labels={a.labels} without={["alertname"]} />
+      <Annotations annotations={a.annotations ?? {}} />
+    </div>
+  );
+}
+
+function Fate({ alert: m, fates }: { alert: ManagedAlert | undefined; fates: Fates }) {
+  const silences = m?.status.silencedBy ?? [];
+  if (silences.length > 0)
+    return (
+      <span>
+        <State kind="quiet">silenced</State> by{" "}
+        {silences.map((id, i) => (
+          <span key={id}>
+            {i > 0 && ", "}
+            <Link href={`/silences?id=${id}`} className={css.more}>
+              silence {id.slice(0, 8)}
+            </Link>
+          </span>
+        ))}
+      </span>
+    );
+  const groups = m?.status.state === "active" ? fates.together.get(m.fingerprint) : undefined;
+  return (
+    <span className={css.hint}>
+      {becameOf(m, fates.byFingerprint)}
+      {groups && ` (${groups.join("; ")})`}
+    </span>
+  );
+}
+
+function SilenceLink({ labels }: { labels: Labels }) {
+  return (
+    <Link href={silenceHref(labels)} className={css.more} aria-label={`Silence ${formatSeries(labels)}`}>
+      Silence
+    </Link>
+  );
+}
+
+function Annotations({ annotations }: { annotations: Labels }) {
+  return Object.entries(annotations).map(([k, v]) => {
+    const link = linkOf(v);
+    return (
+      <div key={k} className={css.hint}>
+        {k}:{" "}
+        {link ? (
+          <a href={link} target="_blank" rel="noreferrer noopener" className={css.more}>
+            {v}
+          </a>
+        ) : (
+          v
+        )}
+      </div>
+    );
+  });
 }
