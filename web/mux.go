@@ -42,21 +42,25 @@ func (w *Web) mainMux() http.Handler {
 	on("/assets/status.css", get, http.HandlerFunc(w.page.serveStyle))
 	on("/assets/", get, http.HandlerFunc(w.serveAsset))
 	for _, route := range ui.Routes() {
-		on(route, get, w.ui.Page(http.StatusOK))
+		if route != "/" {
+			on(route, get, w.ui.Page(http.StatusOK))
+		}
 	}
-	// Where the UI was not built in, what leads to one of its pages leads to the plain page.
-	query := "/"
+	// Where the UI was not built in, the plain page is there, and what leads to pages leads to it.
+	home, query, alertmanager := http.Handler(http.HandlerFunc(w.servePage)), "/", "/#alertmanager"
 	if w.ui.Built() {
-		query = "/query"
+		// A browser keeps the fragment, by which Alertmanager's own UI names its pages.
+		home, query, alertmanager = w.ui.Page(http.StatusOK), "/query", "/alerts"
 	}
-	on("/{$}", get, http.HandlerFunc(w.servePage))
+	on("/{$}", get, home)
 	on("/graph", get, w.redirect(query))
 	on("/classic/graph", get, w.redirect(query))
-	on("/alertmanager", get, w.redirect("/#alertmanager"))
-	on("/alertmanager/{$}", get, w.redirect("/#alertmanager"))
+	on("/alertmanager", get, w.redirect(alertmanager))
+	on("/alertmanager/{$}", get, w.redirect(alertmanager))
 	on("/version", get, http.HandlerFunc(w.serveVersion))
 	on("/metrics", get, w.scrape)
 	on("/metrics/node", get, w.o.HostMetrics)
+	on("/api/tocsin/v1/status", get, http.HandlerFunc(w.serveStatus))
 	on("/api/tocsin/v1/cluster", get, w.o.Cluster)
 	on("/api/tocsin/v1/gaps", get, w.o.Gaps)
 	on("/api/tocsin/v1/bucket", get, w.o.Bucket)

@@ -6,6 +6,7 @@ import {
   IconCpu,
   IconDatabase,
   IconFileText,
+  IconHome,
   IconListCheck,
   IconTarget,
   IconTerminal2,
@@ -26,6 +27,15 @@ export interface Page {
 }
 
 export const pages: Page[] = [
+  {
+    path: "/",
+    title: "Home",
+    group: "",
+    icon: IconHome,
+    key: "h",
+    words: "overview health problems",
+    component: lazy(() => import("../pages/home/HomePage")),
+  },
   {
     path: "/query",
     title: "Query",
