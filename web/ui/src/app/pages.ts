@@ -10,6 +10,7 @@ import {
   IconListCheck,
   IconTarget,
   IconTerminal2,
+  IconTopologyStar3,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy } from "react";
 
@@ -80,6 +81,15 @@ export const pages: Page[] = [
     key: "b",
     words: "cardinality series head storage",
     component: lazy(() => import("../pages/status/TSDBPage")),
+  },
+  {
+    path: "/cluster",
+    title: "Cluster",
+    group: "Monitoring",
+    icon: IconTopologyStar3,
+    key: "c",
+    words: "replicas zones gaps healing mesh bucket",
+    component: lazy(() => import("../pages/cluster/ClusterPage")),
   },
   {
     path: "/config",

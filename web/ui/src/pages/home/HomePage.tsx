@@ -8,12 +8,12 @@ import type { Status } from "../../api/status";
 import { Frame } from "../../app/Frame";
 import { Loaded } from "../../components/Loaded";
 import { Notice, State } from "../../components/Notice";
-import { Ago, Time, useNow } from "../../components/Time";
+import { Ago, Lasting, Time, useNow } from "../../components/Time";
 import { humanDuration } from "../../lib/duration";
 import { formatBytes, formatCount, formatShort, plural } from "../../lib/format";
 import { toMs } from "../../lib/time";
 import pageCSS from "../pages.module.css";
-import { distance, memberKinds, pageTitle } from "./home";
+import { byUrgency, distance, memberKinds, pageTitle } from "./home";
 import css from "./home.module.css";
 
 export default function HomePage() {
@@ -150,13 +150,13 @@ function Alerts({ s }: { s: Status }) {
   return (
     <Section title="Alerts" page="/alerts">
       {s.alerts.length === 0 && <p>No alert is pending or firing.</p>}
-      {s.alerts.map((a) => (
+      {byUrgency(s.alerts).map((a) => (
         <div key={a.labels} className={pageCSS.row}>
           <div className={pageCSS.line}>
             <State kind={a.state === "pending" ? "warn" : a.severity === "none" ? "quiet" : "bad"}>{a.state}</State>
             <strong>{a.name}</strong>
             <span className={pageCSS.hint}>
-              since <Ago at={a.since} none="unknown" />
+              for <Lasting since={a.since} />
             </span>
           </div>
           {a.summary && <span className={pageCSS.grow}>{a.summary}</span>}
@@ -164,7 +164,7 @@ function Alerts({ s }: { s: Status }) {
         </div>
       ))}
       {s.more_alerts > 0 && <p>And {formatCount(s.more_alerts)} more.</p>}
-      <p>{plural(s.silences, "silence is", "silences are")} active.</p>
+      <p>{s.silences === 0 ? "No silence is" : plural(s.silences, "silence is", "silences are")} active.</p>
     </Section>
   );
 }
@@ -205,7 +205,7 @@ function Replicas({ s }: { s: Status }) {
               {m.url && !m.self ? <a href={m.url}>{m.name}</a> : <strong>{m.name}</strong>}
               <span>{[m.self && "this one", m.zone && `zone ${m.zone}`].filter(Boolean).join(", ")}</span>
               <span className={pageCSS.hint}>
-                since <Ago at={m.since} none="unknown" />
+                for <Lasting since={m.since} />
               </span>
             </div>
             <span className={pageCSS.hint}>{[m.version && `version ${m.version}`, far].filter(Boolean).join("; ")}</span>

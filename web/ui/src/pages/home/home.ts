@@ -1,4 +1,4 @@
-import type { StatusMember } from "../../api/status";
+import type { StatusAlert, StatusMember } from "../../api/status";
 import { pages } from "../../app/pages";
 import type { Kind } from "../../components/Notice";
 import { humanDuration } from "../../lib/duration";
@@ -17,4 +17,9 @@ export function distance(rttSeconds: number, skewSeconds: number): string {
   const skew = Math.abs(skewSeconds);
   const clock = skew < 0.0005 ? "the same clock" : `clock ${humanDuration(skew * 1000)} ${skewSeconds > 0 ? "ahead" : "behind"}`;
   return `${humanDuration(rttSeconds * 1000)} away and back, ${clock}`;
+}
+
+/** What is nobody's business last: severity none is the custom for an alert that always fires, to prove that alerts get through. */
+export function byUrgency(alerts: StatusAlert[]): StatusAlert[] {
+  return [...alerts.filter((a) => a.severity !== "none"), ...alerts.filter((a) => a.severity === "none")];
 }
