@@ -109,11 +109,11 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 			if m.Left {
 				ms.State = "stopped"
 			}
-			s.Problems = append(s.Problems, fmt.Sprintf("Replica %s in zone %s %s at %s.",
+			s.Problem("/cluster", fmt.Sprintf("Replica %s in zone %s %s at %s.",
 				m.Name, m.Card.Zone, what, m.Since.UTC().Format("15:04:05 UTC")))
 		}
 		if skew := m.ClockSkew.Abs(); m.Alive && skew > maxSkew {
-			s.Problems = append(s.Problems, fmt.Sprintf("The clock of replica %s is %s off this one's: look at its time synchronisation.",
+			s.Problem("/cluster", fmt.Sprintf("The clock of replica %s is %s off this one's: look at its time synchronisation.",
 				m.Name, skew.Round(10*time.Millisecond)))
 		}
 		s.Cluster.Members = append(s.Cluster.Members, ms)
@@ -126,10 +126,10 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 		st := a.rendezvous.Status()
 		expected = expected || st.Others > 0
 		if st.Problem != "" {
-			s.Problems = append(s.Problems, "Other replicas cannot be looked for in the bucket: "+st.Problem)
+			s.Problem("/cluster", "Other replicas cannot be looked for in the bucket: "+st.Problem)
 		}
 	}
 	if expected {
-		s.Problems = append(s.Problems, "No other replica is in the mesh: this one works alone, and what it sends may be sent by others too.")
+		s.Problem("/cluster", "No other replica is in the mesh: this one works alone, and what it sends may be sent by others too.")
 	}
 }

@@ -219,8 +219,8 @@ func (a *Appliance) sourceStatus(s *web.Status) {
 	}
 	switch {
 	case st.State == bucket.StateRefused:
-		s.Problems = append(s.Problems, fmt.Sprintf("The configuration in the bucket is refused: %s. %s", st.Problem, goesOn))
+		s.Problem("/cluster", fmt.Sprintf("The configuration in the bucket is refused: %s. %s", st.Problem, goesOn))
 	case st.State == bucket.StateWaiting:
-		s.Problems = append(s.Problems, fmt.Sprintf("The configuration from the bucket is waited for: %s. %s", st.Problem, goesOn))
+		s.Problem("/cluster", fmt.Sprintf("The configuration from the bucket is waited for: %s. %s", st.Problem, goesOn))
 	}
 }

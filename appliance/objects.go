@@ -64,10 +64,10 @@ func (a *Appliance) bucketStatus(s *web.Status) {
 		if !st.Looked.IsZero() {
 			text += fmt.Sprintf(" It was last listed %s ago.", time.Since(st.Looked).Round(time.Second))
 		}
-		s.Problems = append(s.Problems, text+" Local data are kept until it is back.")
+		s.Problem("/cluster", text+" Local data are kept until it is back.")
 	}
 	if st.Upload.Backlog >= backlogWorth {
-		s.Problems = append(s.Problems, fmt.Sprintf("%d windows of data wait to get into the bucket.", st.Upload.Backlog))
+		s.Problem("/cluster", fmt.Sprintf("%d windows of data wait to get into the bucket.", st.Upload.Backlog))
 	}
 	if n := len(st.Quarantine); n > 0 {
 		var which []string
@@ -81,7 +81,7 @@ func (a *Appliance) bucketStatus(s *web.Status) {
 		if n > 1 {
 			text = fmt.Sprintf("%d blocks of the bucket are broken and left alone: ", n)
 		}
-		s.Problems = append(s.Problems, text+strings.Join(which, ", ")+"; see `tocsin bucket ls`.")
+		s.Problem("/cluster", text+strings.Join(which, ", ")+"; see `tocsin bucket ls`.")
 	}
 }
 

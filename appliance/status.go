@@ -14,16 +14,13 @@ import (
 	"github.com/tocsin-io/tocsin/web"
 )
 
-// maxListed bounds each list on the status page: it is for a first look, and the APIs have everything.
-const maxListed = 100
-
 // lowSpace is how little free space counts as a full disk: less than a segment of the write-ahead log.
 const lowSpace = 128 << 20
 
 // summaryTimeout bounds the counting of alerts and silences for the page.
 const summaryTimeout = 2 * time.Second
 
-// status is what the page at / shows.
+// status is what the home page shows.
 func (a *Appliance) status() web.Status {
 	cfg := a.Config()
 	s := web.Status{
@@ -50,7 +47,7 @@ func (a *Appliance) status() web.Status {
 	defer cancel()
 	summary, err := a.alert.Summary(ctx)
 	if err != nil {
-		s.Problems = append(s.Problems, fmt.Sprintf("The Alertmanager does not answer: %v.", err))
+		s.Problem("/alerts", fmt.Sprintf("The Alertmanager does not answer: %v.", err))
 	}
 	s.Silences = summary.Silences
 	return s
@@ -78,7 +75,6 @@ func (a *Appliance) targetStatus() web.TargetStatus {
 	slices.SortFunc(s.DownTargets, func(x, y web.DownTarget) int {
 		return cmp.Or(cmp.Compare(x.Job, y.Job), cmp.Compare(x.URL, y.URL))
 	})
-	s.DownTargets = s.DownTargets[:min(len(s.DownTargets), maxListed)]
 	return s
 }
 
@@ -105,8 +101,6 @@ func (a *Appliance) ruleStatus(s *web.Status) {
 	slices.SortFunc(s.Alerts, func(x, y web.AlertStatus) int {
 		return cmp.Or(cmp.Compare(x.State, y.State), x.Since.Compare(y.Since), cmp.Compare(x.Labels, y.Labels))
 	})
-	s.Alerts = s.Alerts[:min(len(s.Alerts), maxListed)]
-	s.Rules.Problems = s.Rules.Problems[:min(len(s.Rules.Problems), maxListed)]
 }
 
 func (a *Appliance) storageStatus(s *web.Status) {
@@ -122,7 +116,7 @@ func (a *Appliance) storageStatus(s *web.Status) {
 	s.Storage.Dir, s.Storage.Retention = a.opts.StoragePath, a.retention()
 	values, err := a.gather(series, oldest, blocks, wal, chunks, failed, unkept)
 	if err != nil {
-		s.Problems = append(s.Problems, fmt.Sprintf("This replica cannot read its own metrics: %v.", err))
+		s.Problem("/status", fmt.Sprintf("This replica cannot read its own metrics: %v.", err))
 		return
 	}
 	s.Storage.Series = uint64(values[series])
@@ -135,13 +129,13 @@ func (a *Appliance) storageStatus(s *web.Status) {
 	if err := syscall.Statfs(a.opts.StoragePath, &fs); err == nil {
 		s.Storage.FreeBytes = int64(fs.Bavail) * fs.Bsize
 		if s.Storage.FreeBytes < lowSpace {
-			s.Problems = append(s.Problems, fmt.Sprintf("The disk below %s is full or nearly so: %d MiB are free. Samples are lost while it is full.", a.opts.StoragePath, s.Storage.FreeBytes>>20))
+			s.Problem("/tsdb-status", fmt.Sprintf("The disk below %s is full or nearly so: %d MiB are free. Samples are lost while it is full.", a.opts.StoragePath, s.Storage.FreeBytes>>20))
 		}
 	}
 	if n := values[failed]; n > 0 {
-		s.Problems = append(s.Problems, fmt.Sprintf("%.0f writes to the write-ahead log have failed since the start; see docs/operations.md on full disks before a restart.", n))
+		s.Problem("/tsdb-status", fmt.Sprintf("%.0f writes to the write-ahead log have failed since the start; see docs/operations.md on full disks before a restart.", n))
 	}
 	if n := values[unkept]; n > 0 {
-		s.Problems = append(s.Problems, fmt.Sprintf("%.0f changes of silences and notifications could not be written to disk at once since the start.", n))
+		s.Problem("/status", fmt.Sprintf("%.0f changes of silences and notifications could not be written to disk at once since the start.", n))
 	}
 }

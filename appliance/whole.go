@@ -204,13 +204,13 @@ func (a *Appliance) gapStatus(s *web.Status) {
 			case status.Problem != "":
 				text += ", and it is not filled yet: " + status.Problem
 			}
-			s.Problems = append(s.Problems, text+". Queries take it from the other replicas.")
+			s.Problem("/cluster", text+". Queries take it from the other replicas.")
 		case g.Kind == store.GapTarget:
 			targets++
 		}
 	}
 	if targets > 0 {
-		s.Problems = append(s.Problems, fmt.Sprintf("There are gaps of %d targets that another zone reached and this one did not; queries take their data from there.", targets))
+		s.Problem("/cluster", fmt.Sprintf("There are gaps of %d targets that another zone reached and this one did not; queries take their data from there.", targets))
 	}
 }
 

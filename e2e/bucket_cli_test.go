@@ -134,11 +134,11 @@ func TestBucketCommands(t *testing.T) {
 	listed := look(0, "ls")
 	contains(t, "ls", listed, "quarantined")
 	contains(t, "inspect", look(0, "inspect", names[1]), "tocsin-broken-block")
-	page, err := quickly("GET", r.url+"/", "", "")
+	page, err := quickly("GET", r.url+"/api/tocsin/v1/status", "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	contains(t, "the status page", page, "1 block of the bucket is broken and left alone: "+names[1])
+	contains(t, "what the home page says", page, "1 block of the bucket is broken and left alone: "+names[1])
 }
 
 // windowed makes a block one that a replica has uploaded of that window, and tells its new name.

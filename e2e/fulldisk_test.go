@@ -72,8 +72,8 @@ func TestFullDisk(t *testing.T) {
 	if code, answer := silence(p, strings.Repeat("x", 8192)); code != http.StatusInternalServerError || !strings.Contains(answer, "disk") {
 		t.Errorf("a silence that cannot be kept: %d %s", code, answer)
 	}
-	if _, page, err := fetch(http.MethodGet, p.url+"/", "", ""); err != nil || !strings.Contains(page, "is full or nearly so") {
-		t.Errorf("the status page does not say that the disk is full: %v", err)
+	if _, page, err := fetch(http.MethodGet, p.url+"/api/tocsin/v1/status", "", ""); err != nil || !strings.Contains(page, "is full or nearly so") {
+		t.Errorf("the home page does not say that the disk is full: %v", err)
 	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)

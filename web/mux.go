@@ -42,15 +42,17 @@ func (w *Web) mainMux() http.Handler {
 	on("/assets/status.css", get, http.HandlerFunc(w.page.serveStyle))
 	on("/assets/", get, http.HandlerFunc(w.serveAsset))
 	for _, route := range ui.Routes() {
-		on(route, get, w.ui.Page(http.StatusOK))
+		if route != "/" {
+			on(route, get, w.ui.Page(http.StatusOK))
+		}
 	}
-	// Where the UI was not built in, what leads to one of its pages leads to the plain page.
-	query, alerts := "/", "/#alertmanager"
+	// Where the UI was not built in, the plain page is there, and what leads to pages leads to it.
+	home, query, alerts := http.Handler(http.HandlerFunc(w.servePage)), "/", "/#alertmanager"
 	if w.ui.Built() {
 		// Browsers carry over what is after the #, and the page knows the addresses of Alertmanager's own UI.
-		query, alerts = "/query", "/alerts"
+		home, query, alerts = w.ui.Page(http.StatusOK), "/query", "/alerts"
 	}
-	on("/{$}", get, http.HandlerFunc(w.servePage))
+	on("/{$}", get, home)
 	on("/graph", get, w.redirect(query))
 	on("/classic/graph", get, w.redirect(query))
 	on("/alertmanager", get, w.redirect(alerts))
@@ -58,6 +60,7 @@ func (w *Web) mainMux() http.Handler {
 	on("/version", get, http.HandlerFunc(w.serveVersion))
 	on("/metrics", get, w.scrape)
 	on("/metrics/node", get, w.o.HostMetrics)
+	on("/api/tocsin/v1/status", get, http.HandlerFunc(w.serveStatus))
 	on("/api/tocsin/v1/cluster", get, w.o.Cluster)
 	on("/api/tocsin/v1/gaps", get, w.o.Gaps)
 	on("/api/tocsin/v1/bucket", get, w.o.Bucket)

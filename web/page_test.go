@@ -29,7 +29,7 @@ func TestVerdict(t *testing.T) {
 		{name: "watchdog", ready: true, s: Status{Alerts: []AlertStatus{{State: "firing", Severity: "none"}}}, well: true, verdict: "All is well."},
 		{name: "half a reload", ready: true, s: Status{Config: ConfigStatus{Error: "x", Partial: true}}, verdict: "1 thing needs attention.", concern: "The last reload was applied only in part; correct the configuration and reload, or restart."},
 		{name: "reload", ready: true, s: Status{Config: ConfigStatus{Error: "x"}}, verdict: "1 thing needs attention.", concern: "The last reload was refused; the configuration before it is in force."},
-		{name: "two", ready: true, s: Status{Problems: []string{"The disk is full."}, Rules: RuleStatus{Failing: 2}}, verdict: "2 things need attention.", concern: "The disk is full."},
+		{name: "two", ready: true, s: Status{Problems: []Concern{{Text: "The disk is full."}}, Rules: RuleStatus{Failing: 2}}, verdict: "2 things need attention.", concern: "The disk is full."},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -37,7 +37,7 @@ func TestVerdict(t *testing.T) {
 			if v.Well != tt.well || v.Verdict != tt.verdict {
 				t.Errorf("well %v, %q", v.Well, v.Verdict)
 			}
-			if tt.concern != "" && (len(v.Concerns) == 0 || v.Concerns[0] != tt.concern) {
+			if tt.concern != "" && (len(v.Concerns) == 0 || v.Concerns[0].Text != tt.concern) {
 				t.Errorf("concerns %q", v.Concerns)
 			}
 		})

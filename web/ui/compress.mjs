@@ -45,14 +45,18 @@ const closure = (key, seen = new Set()) => {
   for (const i of c.imports ?? []) closure(i, seen);
   return seen;
 };
-// First paint is the query page: the entry, and the chunks of that page.
-const first = new Set([...closure("index.html"), ...closure("src/pages/query/QueryPage.tsx")]);
-const firstFiles = new Set([...first].flatMap((k) => [manifest[k].file, ...(manifest[k].css ?? [])]));
+// First paint is the entry with the chunks of the home page, or with those of the query page.
+const filesOf = (key) => [manifest[key].file, ...(manifest[key].css ?? [])];
+const paints = ["src/pages/home/HomePage.tsx", "src/pages/query/QueryPage.tsx"].map((page) => [
+  ...new Set([...closure("index.html"), ...closure(page)].flatMap(filesOf)),
+]);
+const firstFiles = new Set(paints.flat());
 const sum = (list) => list.reduce((n, f) => n + (sizes.get(f) ?? 0), 0);
+const largest = (ext) => Math.max(...paints.map((p) => sum(p.filter((f) => f.endsWith(ext)))));
 const shipped = [...sizes.keys()].filter((f) => /\.(js|css|svg)$/.test(f));
 const figures = {
-  firstScript: sum([...firstFiles].filter((f) => f.endsWith(".js"))),
-  firstStyle: sum([...firstFiles].filter((f) => f.endsWith(".css"))),
+  firstScript: largest(".js"),
+  firstStyle: largest(".css"),
   all: sum(shipped),
 };
 const over = [];

@@ -286,7 +286,7 @@ func TestRoutes(t *testing.T) {
 		}
 		seen[r] = true
 	}
-	if !seen["/query"] {
+	if !seen["/"] || !seen["/query"] {
 		t.Errorf("routes %v", ui.Routes())
 	}
 }

@@ -1,20 +1,9 @@
 import { ActionIcon, AppShell, Burger, Kbd, Menu, Modal, Skeleton, Stack, Switch, Tooltip, useMantineColorScheme } from "@mantine/core";
 import { useDisclosure, useHotkeys } from "@mantine/hooks";
-import {
-  IconClock,
-  IconDeviceDesktop,
-  IconHome,
-  IconKeyboard,
-  IconMoon,
-  IconRefresh,
-  IconSearch,
-  IconSettings,
-  IconSun,
-} from "@tabler/icons-react";
+import { IconClock, IconDeviceDesktop, IconKeyboard, IconMoon, IconRefresh, IconSearch, IconSettings, IconSun } from "@tabler/icons-react";
 import { useQueryClient } from "@tanstack/react-query";
 import { lazy, Suspense, useEffect, useMemo, useState } from "react";
 import { Link, Redirect, Route, Switch as Routes, useLocation } from "wouter";
-import { basePath } from "../api/client";
 import { useSettings } from "../lib/settings";
 import { zoneName } from "../lib/time";
 import NotFoundPage from "../pages/notfound/NotFoundPage";
@@ -56,10 +45,7 @@ export function Shell() {
   const refresh = () => void queries.invalidateQueries();
   useHotkeys([["mod+K", openPalette]], []);
 
-  // The server writes the home page.
-  const goHome = () => location.assign(basePath());
   const shortcuts = [
-    { key: "h", what: "Home", run: goHome },
     ...pages.filter((p) => p.key).map((p) => ({ key: p.key!, what: p.title, run: () => navigate(p.path) })),
     { key: "/", what: "Search on this page", run: focusSearch },
     { key: ".", what: "Refresh", run: refresh },
@@ -76,7 +62,6 @@ export function Shell() {
   // biome-ignore lint/correctness/useExhaustiveDependencies: what they do does not depend on more
   const commands = useMemo<Command[]>(
     () => [
-      { id: "/", label: "Home", group: "Go to", words: "overview health problems cluster", icon: IconHome, run: goHome },
       ...pages.map((p) => ({ id: p.path, label: p.title, group: "Go to", words: p.words, icon: p.icon, run: () => navigate(p.path) })),
       { id: "refresh", label: "Refresh everything on this page", group: "Do", icon: IconRefresh, run: refresh },
       {
@@ -117,10 +102,10 @@ export function Shell() {
             aria-label={nav ? "Close the menu" : "Open the menu"}
             aria-expanded={nav}
           />
-          <a href={basePath()} className={css.brand} aria-label="Tocsin, home">
+          <Link href="/" className={css.brand} aria-label="Tocsin, home">
             <img src={icon} alt="" />
             Tocsin
-          </a>
+          </Link>
           {where && (
             <Tooltip label="Cluster, replica and zone of what is shown here">
               <span className={css.where}>{where}</span>
@@ -183,12 +168,6 @@ export function Shell() {
       <AppShell.Navbar className={css.navbar} aria-label="Pages" style={{ overflowY: "auto" }}>
         {groups.map((g) => (
           <div key={g} className={css.group}>
-            {!g && (
-              <a href={basePath()} className={css.link}>
-                <IconHome size={17} stroke={1.6} aria-hidden />
-                Home
-              </a>
-            )}
             {g && <div className={css.groupName}>{g}</div>}
             {pages
               .filter((p) => p.group === g)

@@ -7,9 +7,11 @@ import {
   IconCpu,
   IconDatabase,
   IconFileText,
+  IconHome,
   IconListCheck,
   IconTarget,
   IconTerminal2,
+  IconTopologyStar3,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy } from "react";
 
@@ -27,6 +29,15 @@ export interface Page {
 }
 
 export const pages: Page[] = [
+  {
+    path: "/",
+    title: "Home",
+    group: "",
+    icon: IconHome,
+    key: "h",
+    words: "overview health problems",
+    component: lazy(() => import("../pages/home/HomePage")),
+  },
   {
     path: "/query",
     title: "Query",
@@ -80,6 +91,15 @@ export const pages: Page[] = [
     key: "b",
     words: "cardinality series head storage",
     component: lazy(() => import("../pages/status/TSDBPage")),
+  },
+  {
+    path: "/cluster",
+    title: "Cluster",
+    group: "Monitoring",
+    icon: IconTopologyStar3,
+    key: "c",
+    words: "replicas zones gaps healing mesh bucket",
+    component: lazy(() => import("../pages/cluster/ClusterPage")),
   },
   {
     path: "/config",

@@ -1,5 +1,6 @@
 import { Tooltip } from "@mantine/core";
 import { useEffect, useState } from "react";
+import { humanDuration } from "../lib/duration";
 import { useSettings } from "../lib/settings";
 import { formatTime, type Instant, relativeTime, toMs, zoneName } from "../lib/time";
 
@@ -49,6 +50,21 @@ export function Ago({ at, none = "never" }: { at: Instant | null | undefined; no
     <Tooltip label={`${formatTime(ms, settings.utc)} ${zoneName(settings.utc, ms)}`}>
       <time dateTime={new Date(ms).toISOString()} className="num">
         {relativeTime(ms, now)}
+      </time>
+    </Tooltip>
+  );
+}
+
+/** For how long by now, ticking; the moment on hover. */
+export function Lasting({ since, none = "unknown" }: { since: Instant | null | undefined; none?: string }) {
+  const { settings } = useSettings();
+  const now = useNow();
+  const ms = toMs(since);
+  if (ms === null) return <>{none}</>;
+  return (
+    <Tooltip label={`since ${formatTime(ms, settings.utc)} ${zoneName(settings.utc, ms)}`}>
+      <time dateTime={new Date(ms).toISOString()} className="num">
+        {humanDuration(Math.max(0, Math.floor((now - ms) / 1000) * 1000))}
       </time>
     </Tooltip>
   );
