@@ -9,6 +9,8 @@ import {
   IconFileText,
   IconHome,
   IconListCheck,
+  IconRadar2,
+  IconSend,
   IconTarget,
   IconTerminal2,
   IconTopologyStar3,
@@ -84,6 +86,15 @@ export const pages: Page[] = [
     component: lazy(() => import("../pages/rules/RulesPage")),
   },
   {
+    path: "/service-discovery",
+    title: "Service discovery",
+    group: "Monitoring",
+    icon: IconRadar2,
+    key: "d",
+    words: "labels relabel dropped",
+    component: lazy(() => import("../pages/discovery/DiscoveryPage")),
+  },
+  {
     path: "/tsdb-status",
     title: "TSDB",
     group: "Monitoring",
@@ -124,5 +135,13 @@ export const pages: Page[] = [
     icon: IconCpu,
     words: "build version memory uptime",
     component: lazy(() => import("../pages/status/RuntimePage")),
+  },
+  {
+    path: "/alertmanager-discovery",
+    title: "Alertmanagers",
+    group: "Status",
+    icon: IconSend,
+    words: "alertmanager discovery outside",
+    component: lazy(() => import("../pages/status/AlertmanagersPage")),
   },
 ];

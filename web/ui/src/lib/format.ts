@@ -78,3 +78,8 @@ export function formatSeries(labels: Labels): string {
 }
 
 export { quote as quoteString };
+
+/** "zone a", without saying it twice. */
+export function zoneWords(name: string): string {
+  return /^zone\b/i.test(name) ? name : `zone ${name}`;
+}

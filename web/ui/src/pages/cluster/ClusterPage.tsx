@@ -1,6 +1,6 @@
 // Who is there, what is missing here and what was done about it, what is in the bucket, who has which configuration.
 
-import { SegmentedControl } from "@mantine/core";
+import { Anchor, SegmentedControl } from "@mantine/core";
 import { useMemo, useState } from "react";
 import { useJSON } from "../../api/hooks";
 import type { Status } from "../../api/status";
@@ -11,7 +11,7 @@ import { Loaded } from "../../components/Loaded";
 import { Empty, type Kind, Notice, State } from "../../components/Notice";
 import { Ago, Time, useNow } from "../../components/Time";
 import { humanDuration, parseDuration } from "../../lib/duration";
-import { formatPercent, plural } from "../../lib/format";
+import { formatPercent, plural, zoneWords } from "../../lib/format";
 import { useParam, useParamList } from "../../lib/urlstate";
 import pageCSS from "../pages.module.css";
 import { BucketSection, Key } from "./Bucket";
@@ -65,7 +65,7 @@ function Members({ cluster }: { cluster: Cluster }) {
 function MemberRow({ m, since, url }: { m: Member; since?: string; url?: string }) {
   const state = memberState(m);
   const facts = [
-    m.zone && `zone ${m.zone}`,
+    m.zone && zoneWords(m.zone),
     m.version && `version ${m.version}`,
     m.alive && m.rtt_seconds > 0 && `${humanDuration(m.rtt_seconds * 1000)} away and back`,
     m.alive && clockWords(m),
@@ -80,7 +80,7 @@ function MemberRow({ m, since, url }: { m: Member; since?: string; url?: string 
     <div className={pageCSS.row}>
       <div className={pageCSS.line}>
         <State kind={memberKinds[state]}>{state}</State>
-        {url && !m.self ? <a href={url}>{m.name}</a> : <strong>{m.name}</strong>}
+        {url && !m.self ? <Anchor href={url}>{m.name}</Anchor> : <strong>{m.name}</strong>}
         {m.self && <span>this one</span>}
         <span className={pageCSS.hint}>
           {since && (
@@ -226,11 +226,12 @@ interface SourceStatus {
 const sourceKinds: Record<string, Kind> = { applied: "well", refused: "bad", waiting: "warn" };
 
 function ConfigSection({ members }: { members: Member[] }) {
-  const source = useJSON<SourceStatus>("api/tocsin/v1/config", { refresh: 15_000 });
+  const fromBucket = members.some((m) => m.self && m.config);
+  const source = useJSON<SourceStatus>("api/tocsin/v1/config", { refresh: 15_000, enabled: fromBucket });
   return (
     <section className={css.section} aria-label="Configuration">
       <h2 className={pageCSS.head}>Configuration</h2>
-      {source.error?.status === 404 ? (
+      {!fromBucket ? (
         <p>
           Each replica reads its own file. With <code>config_from</code> they have one configuration, and it is in the bucket.
         </p>

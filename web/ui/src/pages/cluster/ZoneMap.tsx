@@ -1,5 +1,6 @@
 import type { Cluster, Member } from "../../api/types";
 import { humanDuration } from "../../lib/duration";
+import { zoneWords } from "../../lib/format";
 import { toMs } from "../../lib/time";
 import css from "./cluster.module.css";
 import { clockWords, cutText, layoutMap, mapWords, memberState, zoneDistance, zonesOf } from "./model";
@@ -39,7 +40,7 @@ export function ZoneMap({ cluster, now, since }: { cluster: Cluster; now: number
                   )}
                   <rect className={css.zone} x={z.x + 1} y={z.y} width={z.w} height={z.h} rx={8} />
                   <text x={z.x + 12} y={z.y + 20} className={css.zoneName}>
-                    {z.zone.name ? cutText(`Zone ${z.zone.name}`, z.w - 24, 7.6) : "No zone"}
+                    {z.zone.name ? cutText(zoneWords(z.zone.name), z.w - 24, 7.6) : "no zone"}
                   </text>
                   {z.nodes.map((n) => (
                     <Node key={n.member.name} m={n.member} x={n.x + 1} y={n.y} w={n.w} h={n.h} now={now} since={since.get(n.member.name)} />

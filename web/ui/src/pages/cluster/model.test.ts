@@ -102,7 +102,21 @@ test("what is missing, and what was done about it", () => {
   expect(gapWords(gap(), all({ healing }))).toBe("is being filled: 45 %, 12\u202f346 samples per second, 1m 30s left");
   const fill = { from: 1, to: 2, replica: "b", zone: "zb", series: 1, samples: 7, at: "" };
   expect(gapWords(gap({ state: "healed", fills: [fill, fill] }), all())).toBe("healed: 14 samples from b in zb");
-  expect(gapWords(gap({ state: "lost", asked: ["b", "c"], fills: [{ ...fill, replica: "" }] }), all())).toBe("nobody has it (asked: b, c)");
+  expect(gapWords(gap({ state: "lost", asked: ["b", "c"], fills: [{ ...fill, replica: "", samples: 0 }] }), all())).toBe(
+    "nobody has it (asked: b, c)",
+  );
+  expect(
+    gapWords(
+      gap({
+        state: "lost",
+        fills: [
+          { ...fill, replica: "" },
+          { ...fill, replica: "", samples: 0 },
+        ],
+      }),
+      all(),
+    ),
+  ).toBe("nobody has it, but for 7 samples of what nobody has whole");
   expect(timelineWords([], "1d")).toBe("No gap in the last 1d.");
   expect(timelineWords([gap(), gap({ state: "healed" })], "1d")).toContain("2 gaps in the last 1d: 1 open, 1 healed, 0 that nobody has");
 });

@@ -3,7 +3,7 @@
 import type { Cluster, Gap, Gaps, Interval, Member } from "../../api/types";
 import type { Kind } from "../../components/Notice";
 import { humanDuration } from "../../lib/duration";
-import { formatCount, formatSeries, plural } from "../../lib/format";
+import { formatCount, formatSeries, plural, zoneWords } from "../../lib/format";
 
 export type MemberState = "alive" | "stopped" | "gone";
 
@@ -106,7 +106,7 @@ export function mapWords(cluster: Cluster): string {
   const alive = cluster.members.filter((m) => m.alive).length;
   const each = zones.map(
     (z) =>
-      `${z.name ? `zone ${z.name}` : "no zone"}: ${z.members.map((m) => `${m.name} ${memberState(m)}${m.self ? ", this one" : ""}`).join("; ")}`,
+      `${z.name ? zoneWords(z.name) : "no zone"}: ${z.members.map((m) => `${m.name} ${memberState(m)}${m.self ? ", this one" : ""}`).join("; ")}`,
   );
   return `${alive} of ${plural(cluster.members.length, "replica")} ${alive === 1 ? "is" : "are"} alive in ${plural(zones.length, "zone")}. ${each.join(". ")}.`;
 }
@@ -142,11 +142,14 @@ export function gapWords(g: Gap, all: Gaps): string {
   }
   const from = new Map<string, { samples: number; zone: string }>();
   let nobody = false;
+  let part = 0; // Of stretches that nobody has whole.
   for (const f of g.fills ?? []) {
-    if (f.replica === "") nobody = true;
+    if (f.replica === "" && f.samples === 0) nobody = true;
+    else if (f.replica === "") part += f.samples;
     else from.set(f.replica, { samples: (from.get(f.replica)?.samples ?? 0) + f.samples, zone: f.zone });
   }
   const parts = [...from].map(([replica, f]) => `${plural(f.samples, "sample")} from ${replica}${f.zone ? ` in ${f.zone}` : ""}`);
+  if (part > 0) parts.push(`${plural(part, "sample")} of what nobody has whole`);
   const filled = parts.length > 0 ? parts.join(", ") : "";
   if (g.state === "healed") return filled ? `healed: ${filled}` : "healed: there was nothing to have";
   if (g.state === "lost") {

@@ -1,5 +1,6 @@
 // Is everything well? The server writes the sentences, for this page, for the plain one and for programs.
 
+import { Anchor } from "@mantine/core";
 import type { ReactNode } from "react";
 import { Link } from "wouter";
 import { apiURL } from "../../api/client";
@@ -10,7 +11,7 @@ import { Loaded } from "../../components/Loaded";
 import { Notice, State } from "../../components/Notice";
 import { Ago, Lasting, Time, useNow } from "../../components/Time";
 import { humanDuration } from "../../lib/duration";
-import { formatBytes, formatCount, formatShort, plural } from "../../lib/format";
+import { formatBytes, formatCount, formatShort, plural, zoneWords } from "../../lib/format";
 import { toMs } from "../../lib/time";
 import pageCSS from "../pages.module.css";
 import { byUrgency, distance, memberKinds, pageTitle } from "./home";
@@ -111,7 +112,7 @@ function Who({ s }: { s: Status }) {
   const started = toMs(s.started);
   const parts = [
     s.replica && `Replica ${s.replica}`,
-    s.zone && `zone ${s.zone}`,
+    s.zone && zoneWords(s.zone),
     s.version && `version ${s.version}`,
     started !== null && `up ${humanDuration(Math.max(0, now - started))}`,
   ];
@@ -202,8 +203,8 @@ function Replicas({ s }: { s: Status }) {
           <div key={m.name} className={pageCSS.row}>
             <div className={pageCSS.line}>
               <State kind={memberKinds[m.state]}>{m.state}</State>
-              {m.url && !m.self ? <a href={m.url}>{m.name}</a> : <strong>{m.name}</strong>}
-              <span>{[m.self && "this one", m.zone && `zone ${m.zone}`].filter(Boolean).join(", ")}</span>
+              {m.url && !m.self ? <Anchor href={m.url}>{m.name}</Anchor> : <strong>{m.name}</strong>}
+              <span>{[m.self && "this one", m.zone && zoneWords(m.zone)].filter(Boolean).join(", ")}</span>
               <span className={pageCSS.hint}>
                 for <Lasting since={m.since} />
               </span>

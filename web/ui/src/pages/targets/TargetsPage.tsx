@@ -6,6 +6,7 @@ import { Choice } from "../../components/Choice";
 import { LabelList } from "../../components/LabelList";
 import { Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
+import { PoolSelect } from "../../components/PoolSelect";
 import { SearchInput } from "../../components/SearchInput";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
@@ -16,15 +17,16 @@ import css from "../pages.module.css";
 import { byPool, countHealth, healthKinds, type TargetRow, targetText } from "./targets";
 
 export default function TargetsPage() {
-  const targets = usePrometheus<Targets>("targets", { params: { state: "active" }, refresh: 10_000 });
+  const [pool, setPool] = useParam("pool");
+  const targets = usePrometheus<Targets>("targets", { params: { state: "active", scrapePool: pool || undefined }, refresh: 10_000 });
   return (
     <Frame title="Targets">
-      <Loaded query={targets}>{({ data }) => <List all={data} />}</Loaded>
+      <Loaded query={targets}>{({ data }) => <List all={data} pool={pool} setPool={setPool} />}</Loaded>
     </Frame>
   );
 }
 
-function List({ all }: { all: Targets }) {
+function List({ all, pool, setPool }: { all: Targets; pool: string; setPool: (pool: string, how?: "push") => void }) {
   const [search, setSearch] = useParam("search");
   const [health, setHealth] = useParamList("health");
   const find = useMemo(() => searchIndex(all.activeTargets, targetText), [all]);
@@ -37,6 +39,7 @@ function List({ all }: { all: Targets }) {
   return (
     <>
       <div className={css.bar}>
+        <PoolSelect value={pool} onChange={(p) => setPool(p, "push")} />
         <SearchInput value={search} onChange={setSearch} label="Search by pool, address, label or error" />
         <Choice
           label="Health"
