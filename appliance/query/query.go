@@ -225,6 +225,8 @@ type Query struct {
 	// subquery that names none.
 	subqueryStep atomic.Int64
 	started      sync.Once
+	closed       chan struct{}
+	closeOnce    sync.Once
 
 	mtx sync.Mutex
 	// prepared is an opened query log that no apply has taken over yet.
@@ -239,7 +241,7 @@ func New(o Options) (*Query, error) {
 	}
 	o.setDefaults()
 
-	q := &Query{o: o, requests: newInflight(), ingesting: gate.New(maxIngesting)}
+	q := &Query{o: o, requests: newInflight(), ingesting: gate.New(maxIngesting), closed: make(chan struct{})}
 	q.subqueryStep.Store(time.Duration(promconfig.DefaultGlobalConfig.EvaluationInterval).Milliseconds())
 	tracker, err := activeQueries(o.Dir, o.MaxConcurrency, o.Logger)
 	if err != nil {
@@ -278,6 +280,9 @@ func New(o Options) (*Query, error) {
 	}
 	q.api = q.newAPI()
 	q.federate = q.newFederate()
+	if !q.isReady() {
+		go q.noteReady()
+	}
 	return q, nil
 }
 
@@ -403,6 +408,7 @@ func (q *Query) hold(l *logging.JSONFileLogger) {
 // Close refuses further requests, waits for those that run and gives back the
 // query log and the list of active queries. Rules must be stopped before.
 func (q *Query) Close() error {
+	q.closeOnce.Do(func() { close(q.closed) })
 	if !q.requests.close(closeTimeout) {
 		// The list is mapped memory: unmapping it under a running query would
 		// take the process down, so it is left to the operating system.
@@ -425,5 +431,15 @@ func (q *Query) isReady() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// noteReady has the notification of the start taken back when nobody asks
+// anything: who listens to notifications may be the only one.
+func (q *Query) noteReady() {
+	select {
+	case <-q.o.Ready:
+		q.isReady()
+	case <-q.closed:
 	}
 }

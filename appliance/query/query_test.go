@@ -1,6 +1,7 @@
 package query
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -385,6 +386,32 @@ func TestNotReady(t *testing.T) {
 	}
 	if r := s.do(t, "GET", "/api/v1/notifications", nil); strings.Contains(r.body, "write-ahead log") {
 		t.Errorf("notifications: %s", r.body)
+	}
+}
+
+// Who only listens is told that the start is over too: nobody else may ask anything.
+func TestStartIsOverForWhoListens(t *testing.T) {
+	ready := make(chan struct{})
+	s := serve(t, func(o *Options) { o.Ready, o.MaxSubscribers = ready, 1 })
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.base+"/api/v1/notifications/live", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for _, want := range []string{`"active":true`, `"active":false`} {
+		for lines.Scan() && lines.Text() == "" {
+		}
+		if got := lines.Text(); !strings.Contains(got, "write-ahead log") || !strings.Contains(got, want) {
+			t.Fatalf("%q, not %s: %v", got, want, lines.Err())
+		}
+		if want == `"active":true` {
+			close(ready)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import { Link, Redirect, Route, Switch as Routes, useLocation } from "wouter";
 import { useSettings } from "../lib/settings";
 import { zoneName } from "../lib/time";
 import NotFoundPage from "../pages/notfound/NotFoundPage";
+import { Bell } from "./Bell";
 import { useCluster } from "./cluster";
 import type { Command } from "./commands";
 import { ErrorBoundary } from "./ErrorBoundary";
@@ -131,12 +132,14 @@ export function Shell() {
               size={30}
               w="auto"
               px={8}
+              style={{ flex: "none" }}
               onClick={toggleUTC}
               aria-label={settings.utc ? "Times are in UTC; show local time" : "Times are local; show UTC"}
             >
               <span style={{ fontSize: 12 }}>{settings.utc ? "UTC" : "Local"}</span>
             </ActionIcon>
           </Tooltip>
+          <Bell />
           <Menu position="bottom-end" width={250}>
             <Menu.Target>
               <ActionIcon variant="default" size={30} aria-label="Settings">

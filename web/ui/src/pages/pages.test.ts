@@ -91,6 +91,12 @@ test("targets are under their pools, which count all of theirs", () => {
     { pool: "b", up: 1, of: 3 },
     { target: all[0] },
   ]);
+  // In one order, however the server has them.
+  expect(byPool([all[3]!, all[0]!, all[2]!], { activeTargets: all }).slice(1)).toEqual([
+    { target: all[0] },
+    { target: all[2] },
+    { target: all[3] },
+  ]);
   expect(targetText(all[1]!)).toBe("a 2 refused job=a instance=2");
 });
 

@@ -18,16 +18,16 @@ const active = (pool: string, address: string): Target => ({
 
 test("what was found is under its pool, with what is not kept", () => {
   const all = discovered({
-    activeTargets: [active("b", "1"), active("a", "2")],
+    activeTargets: [active("b", "1"), active("a", "2"), active("a", "0")],
     droppedTargets: [{ scrapePool: "a", discoveredLabels: { __address__: "3" } }],
   });
-  expect(all.map((d) => `${d.pool} ${d.before.__address__} ${!!d.after}`)).toEqual(["a 2 true", "a 3 false", "b 1 true"]);
-  expect(discoveredText(all[0]!)).toBe("a __address__=2 instance=2");
-  expect(rowsOf([all[1]!, all[2]!], all, { a: 5, b: 0 })).toEqual([
-    { pool: "a", active: 1, dropped: 5, unkept: 4 },
-    { found: all[1] },
-    { pool: "b", active: 1, dropped: 0, unkept: 0 },
+  expect(all.map((d) => `${d.pool} ${d.before.__address__} ${!!d.after}`)).toEqual(["a 0 true", "a 2 true", "a 3 false", "b 1 true"]);
+  expect(discoveredText(all[1]!)).toBe("a __address__=2 instance=2");
+  expect(rowsOf([all[2]!, all[3]!], all, { a: 5, b: 0 })).toEqual([
+    { pool: "a", active: 2, dropped: 5, unkept: 4 },
     { found: all[2] },
+    { pool: "b", active: 1, dropped: 0, unkept: 0 },
+    { found: all[3] },
   ]);
 });
 

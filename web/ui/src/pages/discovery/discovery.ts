@@ -14,7 +14,12 @@ export function discovered(t: Targets): Discovered[] {
     ...t.activeTargets.map((a) => ({ pool: a.scrapePool, before: a.discoveredLabels, after: a.labels })),
     ...(t.droppedTargets ?? []).map((d) => ({ pool: d.scrapePool, before: d.discoveredLabels })),
   ];
-  return all.sort((a, b) => (a.pool < b.pool ? -1 : a.pool > b.pool ? 1 : Number(!a.after) - Number(!b.after)));
+  // The server has no order within a pool: without one they would change places at each refresh.
+  const by = (d: Discovered) => `${d.pool}\0${d.after ? 0 : 1}\0${d.after?.instance ?? ""}\0${d.before.__address__ ?? ""}`;
+  return all
+    .map((d) => ({ d, key: by(d) }))
+    .sort((a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : 0))
+    .map(({ d }) => d);
 }
 
 export function discoveredText(d: Discovered): string {

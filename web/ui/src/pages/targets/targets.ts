@@ -32,7 +32,12 @@ export function byPool(shown: Target[], all: Targets): TargetRow[] {
     if (p) p.push(t);
     else pools.set(t.scrapePool, [t]);
   }
-  return [...pools.keys()]
-    .sort()
-    .flatMap((pool) => [{ pool, ...(whole.get(pool) ?? { up: 0, of: 0 }) }, ...pools.get(pool)!.map((target) => ({ target }))]);
+  return [...pools.keys()].sort().flatMap((pool) => [
+    { pool, ...(whole.get(pool) ?? { up: 0, of: 0 }) },
+    // The server has no order within a pool: without one they would change places at each refresh.
+    ...pools
+      .get(pool)!
+      .sort((a, b) => (a.scrapeUrl < b.scrapeUrl ? -1 : a.scrapeUrl > b.scrapeUrl ? 1 : 0))
+      .map((target) => ({ target })),
+  ]);
 }
