@@ -401,7 +401,11 @@ func TestStartIsOverForWhoListens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	defer func() {
+		if err := resp.Body.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	lines := bufio.NewScanner(resp.Body)
 	for _, want := range []string{`"active":true`, `"active":false`} {
 		for lines.Scan() && lines.Text() == "" {
