@@ -182,7 +182,8 @@ func TestBuiltInConfigurationSeesItselfAndItsHost(t *testing.T) {
 		"/federate?match[]=up":            "up{",
 		"/api/v1/status/config":           "scrape_configs",
 		"/api/v1/targets?scrapePool=node": "/metrics/node",
-		"/":                               "node",
+		"/api/tocsin/v1/status":           `"up":`,
+		"/":                               "Tocsin",
 	} {
 		if code, body := p.get(path); code != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("GET %s: %d, without %q: %.300s", path, code, want, body)
