@@ -70,7 +70,7 @@ test: test-deps ## Install what the tests need, and run everything with the race
 	$(MAKE) e2e
 
 .PHONY: test-ui
-test-ui: $(UI_MODULES) ## The tests of the browser UI's logic.
+test-ui: ui ## The tests of the browser UI's logic. What was built is tested by the Go tests after it.
 	npm --prefix web/ui run --silent test
 
 .PHONY: e2e

@@ -273,17 +273,9 @@ func TestAdmin(t *testing.T) {
 func TestLiveNotifications(t *testing.T) {
 	s := serve(t, func(o *Options) { o.MaxSubscribers = 1 })
 	s.Notifications().AddNotification("the reload was refused")
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.base+"/api/v1/notifications/live", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
+	live := s.live(t)
 	buf := make([]byte, 4096)
-	n, err := io.ReadAtLeast(resp.Body, buf, 10)
+	n, err := io.ReadAtLeast(live, buf, 10)
 	if err != nil || !strings.Contains(string(buf[:n]), "the reload was refused") {
 		t.Errorf("%q %v", buf[:n], err)
 	}

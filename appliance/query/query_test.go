@@ -202,6 +202,21 @@ func (s *server) do(t testing.TB, method, path string, body io.Reader, header ..
 	return r
 }
 
+// live listens to the notifications until the end of the test.
+func (s *server) live(t *testing.T) io.Reader {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.base+"/api/v1/notifications/live", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = resp.Body.Close() }) // The test's context has ended it.
+	return resp.Body
+}
+
 func (s *server) try(method, path string, body io.Reader, header ...string) (reply, error) {
 	req, err := http.NewRequest(method, s.base+path, body)
 	if err != nil {
@@ -393,20 +408,7 @@ func TestNotReady(t *testing.T) {
 func TestStartIsOverForWhoListens(t *testing.T) {
 	ready := make(chan struct{})
 	s := serve(t, func(o *Options) { o.Ready, o.MaxSubscribers = ready, 1 })
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.base+"/api/v1/notifications/live", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := resp.Body.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	lines := bufio.NewScanner(resp.Body)
+	lines := bufio.NewScanner(s.live(t))
 	for _, want := range []string{`"active":true`, `"active":false`} {
 		for lines.Scan() && lines.Text() == "" {
 		}

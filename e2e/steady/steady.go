@@ -46,11 +46,12 @@ func Main(run func() int) int {
 		if err := os.Unsetenv(childEnv); err != nil {
 			panic(err)
 		}
-		go watch(os.Stderr)
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go watch(os.Stderr, stop, stopped)
 		code := run()
-		if code != 0 {
-			time.Sleep(stillness / 5) // A test may fail before the watcher has seen that the pause is over.
-		}
+		// A test may fail before the watcher has seen that the pause is over.
+		close(stop)
+		<-stopped
 		return code
 	}
 	flag.Parse()
@@ -94,10 +95,17 @@ func child(args []string, out io.Writer) int {
 	return 0
 }
 
-// watch tells when this process did not get to run.
-func watch(out io.Writer) {
-	for last := time.Now(); ; {
-		time.Sleep(stillness / 10)
+// watch tells when this process did not get to run, until it is stopped.
+func watch(out io.Writer, stop <-chan struct{}, stopped chan<- struct{}) {
+	defer close(stopped)
+	tick := time.NewTicker(stillness / 10)
+	defer tick.Stop()
+	for last, goesOn := time.Now(), true; goesOn; {
+		select {
+		case <-tick.C:
+		case <-stop:
+			goesOn = false
+		}
 		now := time.Now()
 		// By the monotonic clock: the other one may be set.
 		if d := now.Sub(last); d > stillness {

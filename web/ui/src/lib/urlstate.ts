@@ -1,6 +1,6 @@
 // State that is in the address, so that it can be sent to somebody and the back button works.
 
-import { useCallback } from "react";
+import { useCallback, useMemo } from "react";
 import { useSearchParams } from "wouter";
 
 /** One parameter. What equals the default is left out. Typing replaces the entry of the history, choosing adds one. */
@@ -25,5 +25,6 @@ export function useParam(name: string, fallback = ""): [string, (value: string, 
 /** A set of words in one parameter, separated by commas. */
 export function useParamList(name: string): [string[], (values: string[]) => void] {
   const [value, set] = useParam(name);
-  return [value === "" ? [] : value.split(","), useCallback((values: string[]) => set(values.join(",")), [set])];
+  const list = useMemo(() => (value === "" ? [] : value.split(",")), [value]);
+  return [list, useCallback((values: string[]) => set(values.join(",")), [set])];
 }

@@ -4,16 +4,14 @@ import type { ManagedAlert } from "../../api/alertmanager";
 import { useJSON, usePrometheus } from "../../api/hooks";
 import type { PrometheusAlert, RuleGroups } from "../../api/types";
 import { Frame } from "../../app/Frame";
-import { Choice } from "../../components/Choice";
+import { FilterBar, useFilter } from "../../components/Filter";
 import { LabelList } from "../../components/LabelList";
 import { Failure, Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
-import { SearchInput } from "../../components/SearchInput";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
 import { formatSeries, type Labels, plural } from "../../lib/format";
 import { searchIndex } from "../../lib/search";
-import { useParam, useParamList } from "../../lib/urlstate";
 import css from "../pages.module.css";
 import { allRules, byGroup, queryHref, type RuleOf, type RuleRow, ruleText, stateKinds } from "../rules/rules";
 import { oldLink, silenceHref } from "../silences/silences";
@@ -43,7 +41,12 @@ export default function AlertsPage() {
 }
 
 const nothing: Group[] = [];
-const states = ["firing", "pending", "inactive", "unknown"];
+const states = ["firing", "pending", "inactive", "unknown"].map((s) => ({ value: s, label: s, kind: stateKinds[s]! }));
+const stateOf = ({ rule }: RuleOf) => rule.state ?? "unknown";
+const managedText = (m: ManagedAlert) =>
+  Object.entries({ ...m.labels, ...m.annotations })
+    .map(([k, v]) => `${k}=${v}`)
+    .join(" ");
 
 /** What the rows look up of the Alertmanager; undefined = it has not answered yet. */
 interface Fates {
@@ -53,11 +56,9 @@ interface Fates {
 }
 
 function List({ groups, managed, together }: { groups: RuleGroups; managed: ManagedAlert[] | undefined; together: Group[] }) {
-  const [search, setSearch] = useParam("search");
-  const [chosen, setChosen] = useParamList("state");
   const rules = useMemo(() => allRules(groups, "alerting"), [groups]);
-  const find = useMemo(() => searchIndex(rules, ruleText), [rules]);
-  const found = useMemo(() => find(search), [find, search]);
+  const filter = useFilter(rules, "state", stateOf, ruleText);
+  const { search, chosen, shown } = filter;
   const fates = useMemo<Fates>(() => {
     const by = new Map((managed ?? []).map((m) => [m.fingerprint, m]));
     return { known: managed && fateIndex(managed), byFingerprint: (f) => by.get(f), together: groupIndex(together) };
@@ -65,35 +66,21 @@ function List({ groups, managed, together }: { groups: RuleGroups; managed: Mana
   const others = useMemo(() => {
     if (!managed || !fates.known) return [];
     const ours = rules.flatMap((r) => r.rule.alerts ?? []);
-    return searchIndex(foreign(managed, ours, fates.known), (m) =>
-      Object.entries({ ...m.labels, ...m.annotations })
-        .map(([k, v]) => `${k}=${v}`)
-        .join(" "),
-    )(search);
+    return searchIndex(foreign(managed, ours, fates.known), managedText)(search);
   }, [managed, fates, rules, search]);
   const rows = useMemo<AnyRow[]>(() => {
-    const ours = byGroup(chosen.length === 0 ? found : found.filter((r) => chosen.includes(r.rule.state ?? "unknown")));
+    const ours = byGroup(shown);
     const theirs = chosen.length === 0 || chosen.includes("firing") ? others : [];
     return [...ours, ...(theirs.length > 0 ? [{ others: theirs.length }, ...theirs.map((managed) => ({ managed }))] : [])];
-  }, [found, chosen, others]);
+  }, [shown, chosen, others]);
   return (
     <>
-      <div className={css.bar}>
-        <SearchInput value={search} onChange={setSearch} label="Search by name, group, expression or label" />
-        <Choice
-          label="State"
-          chosen={chosen}
-          onChange={setChosen}
-          options={states
-            .map((s) => ({
-              value: s,
-              label: s,
-              kind: stateKinds[s]!,
-              count: found.filter((r) => (r.rule.state ?? "unknown") === s).length,
-            }))
-            .filter((o) => o.value !== "unknown" || o.count > 0)}
-        />
-      </div>
+      <FilterBar
+        filter={filter}
+        search="Search by name, group, expression or label"
+        label="State"
+        states={states.filter((s) => s.value !== "unknown" || filter.count(s.value) > 0)}
+      />
       {rows.length === 0 ? (
         <Empty>{rules.length === 0 ? "The configuration names no alerting rules." : "No alert is like that."}</Empty>
       ) : (

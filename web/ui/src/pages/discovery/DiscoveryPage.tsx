@@ -4,16 +4,14 @@ import { useMemo, useState } from "react";
 import { usePrometheus } from "../../api/hooks";
 import type { Targets } from "../../api/types";
 import { Frame } from "../../app/Frame";
-import { Choice } from "../../components/Choice";
+import { FilterBar, useFilter } from "../../components/Filter";
 import { LabelList } from "../../components/LabelList";
 import { Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
 import { PoolSelect } from "../../components/PoolSelect";
-import { SearchInput } from "../../components/SearchInput";
 import { VirtualList } from "../../components/VirtualList";
 import { formatCount, type Labels } from "../../lib/format";
-import { searchIndex } from "../../lib/search";
-import { useParam, useParamList } from "../../lib/urlstate";
+import { useParam } from "../../lib/urlstate";
 import css from "../pages.module.css";
 import { type Change, type Discovered, discovered, discoveredText, type Row, rowsOf, type Step, stepChanges } from "./discovery";
 
@@ -27,32 +25,21 @@ export default function DiscoveryPage() {
   );
 }
 
+const states = [
+  { value: "active", label: "active", kind: "well" },
+  { value: "dropped", label: "dropped", kind: "quiet" },
+] as const;
+const stateOf = (d: Discovered) => (d.after ? "active" : "dropped");
+
 function List({ t, pool, setPool }: { t: Targets; pool: string; setPool: (pool: string, how?: "push") => void }) {
-  const [search, setSearch] = useParam("search");
-  const [states, setStates] = useParamList("state");
   const all = useMemo(() => discovered(t), [t]);
-  const find = useMemo(() => searchIndex(all, discoveredText), [all]);
-  const found = useMemo(() => find(search), [find, search]);
-  const rows = useMemo(() => {
-    const shown = states.length === 0 ? found : found.filter((d) => states.includes(d.after ? "active" : "dropped"));
-    return rowsOf(shown, all, t.droppedTargetCounts);
-  }, [found, states, all, t]);
-  const active = found.filter((d) => d.after).length;
+  const filter = useFilter(all, "state", stateOf, discoveredText);
+  const rows = useMemo(() => rowsOf(filter.shown, all, t.droppedTargetCounts), [filter.shown, all, t]);
   return (
     <>
-      <div className={css.bar}>
+      <FilterBar filter={filter} search="Search by pool or label=value, before or after" label="State" states={states}>
         <PoolSelect value={pool} onChange={(p) => setPool(p, "push")} />
-        <SearchInput value={search} onChange={setSearch} label="Search by pool or label=value, before or after" />
-        <Choice
-          label="State"
-          chosen={states}
-          onChange={setStates}
-          options={[
-            { value: "active", label: "active", kind: "well", count: active },
-            { value: "dropped", label: "dropped", kind: "quiet", count: found.length - active },
-          ]}
-        />
-      </div>
+      </FilterBar>
       {rows.length === 0 ? (
         <Empty>{all.length === 0 ? "Service discovery has found nothing." : "Nothing that was found is like that."}</Empty>
       ) : (

@@ -3,16 +3,13 @@ import { Link } from "wouter";
 import { usePrometheus } from "../../api/hooks";
 import type { RuleGroups } from "../../api/types";
 import { Frame } from "../../app/Frame";
-import { Choice } from "../../components/Choice";
+import { FilterBar, useFilter } from "../../components/Filter";
 import { LabelList } from "../../components/LabelList";
 import { Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
-import { SearchInput } from "../../components/SearchInput";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
 import { humanDuration } from "../../lib/duration";
-import { searchIndex } from "../../lib/search";
-import { useParam, useParamList } from "../../lib/urlstate";
 import css from "../pages.module.css";
 import { allRules, byGroup, healthKinds, queryHref, type RuleOf, type RuleRow, ruleText } from "./rules";
 
@@ -26,30 +23,16 @@ export default function RulesPage() {
 }
 
 const names = { ok: "healthy", err: "failing", unknown: "not evaluated yet" };
+const states = (["err", "unknown", "ok"] as const).map((h) => ({ value: h, label: names[h], kind: healthKinds[h] }));
+const healthOf = ({ rule }: RuleOf) => rule.health;
 
 function List({ groups }: { groups: RuleGroups }) {
-  const [search, setSearch] = useParam("search");
-  const [health, setHealth] = useParamList("health");
   const rules = useMemo(() => allRules(groups), [groups]);
-  const find = useMemo(() => searchIndex(rules, ruleText), [rules]);
-  const found = useMemo(() => find(search), [find, search]);
-  const rows = useMemo(() => byGroup(health.length === 0 ? found : found.filter((r) => health.includes(r.rule.health))), [found, health]);
+  const filter = useFilter(rules, "health", healthOf, ruleText);
+  const rows = useMemo(() => byGroup(filter.shown), [filter.shown]);
   return (
     <>
-      <div className={css.bar}>
-        <SearchInput value={search} onChange={setSearch} label="Search by group, name, expression, label or error" />
-        <Choice
-          label="Health"
-          chosen={health}
-          onChange={setHealth}
-          options={(["err", "unknown", "ok"] as const).map((h) => ({
-            value: h,
-            label: names[h],
-            kind: healthKinds[h],
-            count: found.filter((r) => r.rule.health === h).length,
-          }))}
-        />
-      </div>
+      <FilterBar filter={filter} search="Search by group, name, expression, label or error" label="Health" states={states} />
       {rows.length === 0 ? (
         <Empty>{rules.length === 0 ? "The configuration names no rules." : "No rule is like that."}</Empty>
       ) : (

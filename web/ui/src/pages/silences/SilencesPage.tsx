@@ -7,17 +7,15 @@ import type { ManagedAlert, Silence } from "../../api/alertmanager";
 import { type ApiError, requestJSON } from "../../api/client";
 import { useJSON } from "../../api/hooks";
 import { Frame } from "../../app/Frame";
-import { Choice } from "../../components/Choice";
+import { FilterBar, useFilter } from "../../components/Filter";
 import { LabelList } from "../../components/LabelList";
 import { Failure, Loaded } from "../../components/Loaded";
 import { Empty, type Kind, Notice, State } from "../../components/Notice";
-import { SearchInput } from "../../components/SearchInput";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
 import { plural } from "../../lib/format";
-import { searchIndex } from "../../lib/search";
 import { readStored } from "../../lib/settings";
-import { useParam, useParamList } from "../../lib/urlstate";
+import { useParam } from "../../lib/urlstate";
 import css from "../pages.module.css";
 import { authorKey, SilenceForm } from "./SilenceForm";
 import { draftOf, formatMatcher, newDraft, parseMatchers, silenceText, sortSilences } from "./silences";
@@ -61,23 +59,22 @@ export default function SilencesPage() {
 }
 
 const kinds: Record<Silence["status"]["state"], Kind> = { active: "info", pending: "warn", expired: "quiet" };
-const states = ["active", "pending", "expired"] as const;
+const states = (["active", "pending", "expired"] as const).map((s) => ({ value: s, label: s, kind: kinds[s] }));
+const stateOf = (s: Silence) => s.status.state;
 
 function List({ all }: { all: Silence[] }) {
-  const [search, setSearch] = useParam("search");
   const [id, setID] = useParam("id");
-  const [chosen, setChosen] = useParamList("state");
   const alerts = useJSON<ManagedAlert[]>("alertmanager/api/v2/alerts", { refresh: 10_000 });
   const sorted = useMemo(() => sortSilences(all), [all]);
-  const find = useMemo(() => searchIndex(sorted, silenceText), [sorted]);
-  const found = useMemo(() => find(search), [find, search]);
+  const filter = useFilter(sorted, "state", stateOf, silenceText);
+  const { search, chosen, found } = filter;
   const [expiring, setExpiring] = useState<Silence | null>(null);
   // What is over is history: it is shown when it is asked for, or when nothing else was found.
   const inForce = found.filter((s) => s.status.state !== "expired");
   const shown = id
     ? all.filter((s) => s.id === id)
     : chosen.length > 0
-      ? found.filter((s) => chosen.includes(s.status.state))
+      ? filter.shown
       : inForce.length > 0 || search === ""
         ? inForce
         : found;
@@ -96,20 +93,7 @@ function List({ all }: { all: Silence[] }) {
           </button>
         </div>
       ) : (
-        <div className={css.bar}>
-          <SearchInput value={search} onChange={setSearch} label="Search by matcher, author, comment or ID" />
-          <Choice
-            label="State"
-            chosen={chosen}
-            onChange={setChosen}
-            options={states.map((s) => ({
-              value: s,
-              label: s,
-              kind: kinds[s],
-              count: found.filter((one) => one.status.state === s).length,
-            }))}
-          />
-        </div>
+        <FilterBar filter={filter} search="Search by matcher, author, comment or ID" label="State" states={states} />
       )}
       {alerts.error && <Failure error={alerts.error} />}
       {shown.length === 0 ? (

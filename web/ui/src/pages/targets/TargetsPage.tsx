@@ -2,19 +2,17 @@ import { useMemo, useState } from "react";
 import { usePrometheus } from "../../api/hooks";
 import type { Target, Targets } from "../../api/types";
 import { Frame } from "../../app/Frame";
-import { Choice } from "../../components/Choice";
+import { FilterBar, useFilter } from "../../components/Filter";
 import { LabelList } from "../../components/LabelList";
 import { Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
 import { PoolSelect } from "../../components/PoolSelect";
-import { SearchInput } from "../../components/SearchInput";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
 import { humanDuration } from "../../lib/duration";
-import { searchIndex } from "../../lib/search";
-import { useParam, useParamList } from "../../lib/urlstate";
+import { useParam } from "../../lib/urlstate";
 import css from "../pages.module.css";
-import { byPool, countHealth, healthKinds, type TargetRow, targetText } from "./targets";
+import { byPool, healthKinds, type TargetRow, targetText } from "./targets";
 
 export default function TargetsPage() {
   const [pool, setPool] = useParam("pool");
@@ -26,28 +24,17 @@ export default function TargetsPage() {
   );
 }
 
+const states = (["down", "unknown", "up"] as const).map((h) => ({ value: h, label: h, kind: healthKinds[h] }));
+const healthOf = (t: Target) => t.health;
+
 function List({ all, pool, setPool }: { all: Targets; pool: string; setPool: (pool: string, how?: "push") => void }) {
-  const [search, setSearch] = useParam("search");
-  const [health, setHealth] = useParamList("health");
-  const find = useMemo(() => searchIndex(all.activeTargets, targetText), [all]);
-  const found = useMemo(() => find(search), [find, search]);
-  const counts = countHealth(found);
-  const rows = useMemo(
-    () => byPool(health.length === 0 ? found : found.filter((t) => health.includes(t.health)), all),
-    [found, health, all],
-  );
+  const filter = useFilter(all.activeTargets, "health", healthOf, targetText);
+  const rows = useMemo(() => byPool(filter.shown, all), [filter.shown, all]);
   return (
     <>
-      <div className={css.bar}>
+      <FilterBar filter={filter} search="Search by pool, address, label or error" label="Health" states={states}>
         <PoolSelect value={pool} onChange={(p) => setPool(p, "push")} />
-        <SearchInput value={search} onChange={setSearch} label="Search by pool, address, label or error" />
-        <Choice
-          label="Health"
-          chosen={health}
-          onChange={setHealth}
-          options={(["down", "unknown", "up"] as const).map((h) => ({ value: h, label: h, kind: healthKinds[h], count: counts[h] }))}
-        />
-      </div>
+      </FilterBar>
       {rows.length === 0 ? (
         <Empty>
           {all.activeTargets.length === 0 ? "There is nothing to scrape: no scrape pool has a target." : "No target is like that."}

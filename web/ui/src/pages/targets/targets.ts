@@ -5,12 +5,6 @@ export const healthKinds: Record<Target["health"], Kind> = { up: "well", down: "
 
 export type TargetRow = { pool: string; up: number; of: number } | { target: Target };
 
-export function countHealth(targets: Target[]): Record<Target["health"], number> {
-  const n = { up: 0, down: 0, unknown: 0 };
-  for (const t of targets) n[t.health]++;
-  return n;
-}
-
 /** What a search looks through. */
 export function targetText(t: Target): string {
   const labels = Object.entries(t.labels).map(([k, v]) => `${k}=${v}`);
