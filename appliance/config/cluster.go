@@ -364,6 +364,8 @@ func clusterNameProblem(s string) string {
 		return fmt.Sprintf("longer than %d characters", maxClusterName)
 	case strings.ContainsFunc(s, func(r rune) bool { return r != '.' && r != '-' && !isWordRune(r) }):
 		return "want letters, digits, dots, underscores and hyphens only"
+	case s == ".", s == "..":
+		return "names a folder"
 	}
 	return ""
 }

@@ -158,6 +158,7 @@ func TestClusterSection(t *testing.T) {
 		"empty name":        {text: "cluster: {name: ''}\n", want: []string{"tocsin.yml:1: cluster.name: may not be empty"}},
 		"name is null":      {text: "cluster: {name: }\n", want: []string{"tocsin.yml:1: cluster.name: wrong type"}},
 		"long name":         {text: "cluster: {name: " + strings.Repeat("a", 65) + "}\n", want: []string{"cluster.name: longer than 64"}},
+		"name of a folder":  {text: "cluster: {name: ..}\nreplica: {name: ., zone: ..}\n", want: []string{"cluster.name: names a folder", "replica.name: names a folder", "replica.zone: names a folder"}},
 		"slash in name":     {text: "cluster: {name: a/b}\n", want: []string{"cluster.name: want letters"}},
 		"unknown field":     {text: "cluster: {name: a, keyfile: k}\n", want: []string{"cluster.keyfile: unknown field"}},
 		"peers as text":     {text: "cluster: {name: a, peers: h}\n", want: []string{"cluster.peers: wrong type: want a list"}},

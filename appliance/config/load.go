@@ -228,6 +228,8 @@ func nameProblem(s string) string {
 		return "contains a control character"
 	case strings.ContainsAny(s, `/\`):
 		return "contains a slash"
+	case s == ".", s == "..":
+		return "names a folder"
 	}
 	return ""
 }
