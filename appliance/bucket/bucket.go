@@ -70,7 +70,7 @@ func (o *Options) validate() error {
 		return errors.New("bucket: Options.Dir or Options.Replica is missing")
 	case o.External().IsEmpty():
 		return errors.New("bucket: there are no external labels: blocks in object storage need at least one, such as replica, to tell whose they are")
-	case o.Window <= 0:
+	case o.Window < time.Millisecond:
 		return fmt.Errorf("bucket: a window of %s is none", o.Window)
 	}
 	if o.Replicas == nil {

@@ -2,7 +2,6 @@ package bucket
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -10,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,10 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/prometheus/model/labels"
-	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
-	"github.com/prometheus/prometheus/tsdb/chunkenc"
-	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/thanos-io/thanos/pkg/block"
 	"github.com/thanos-io/thanos/pkg/block/metadata"
 	"github.com/thanos-io/thanos/pkg/compact"
@@ -49,9 +44,6 @@ const (
 // patience is for how many windows a block that is not whole waits for one that is, before it is compacted as it is.
 const patience = 24
 
-// errNoRoom says that the disk has no room for a piece of work.
-var errNoRoom = errors.New("there is not enough free disk space")
-
 // compactor merges the blocks of the cluster into larger ones, makes downsampled ones of them, and deletes what is old. Each
 // group of blocks is one replica's, by rendezvous hashing. Two that both believe to be elected make two blocks of the same
 // sources, of which the next look deletes one.
@@ -71,8 +63,8 @@ type compactor struct {
 	unsample *downsample.GatherNoDownsampleMarkFilter
 
 	every, deleteDelay, backOffMax time.Duration
-	// free is how many bytes the disk below a directory has left.
-	free func(dir string) (uint64, error)
+	// free refuses with store.ErrNoSpace to write so many bytes to the disk, which is the store's.
+	free func(need int64) error
 
 	compactions   prometheus.Counter
 	failures      prometheus.Counter
@@ -93,27 +85,6 @@ type compactor struct {
 	// remade are the broken downsampled blocks that the last look saw, and what was made anew in their place.
 	remade map[ulid.ULID]ulid.ULID
 	state  compactStatus
-}
-
-// job is a compaction or a downsampling that is going on.
-type job struct {
-	key     string
-	phase   string
-	began   time.Time
-	plan    []*metadata.Meta
-	bytes   int64
-	total   uint64
-	series  atomic.Uint64
-	results []*metadata.Meta
-	// broken are the blocks of the plan that are known to be broken, and why.
-	broken map[ulid.ULID]error
-}
-
-// backOff is how long a piece of work that failed rests.
-type backOff struct {
-	failures int
-	until    time.Time
-	err      string
 }
 
 // compactStatus is what compaction does and has done, for the API.
@@ -191,7 +162,7 @@ func newCompactor(b *Bucket) (*compactor, error) {
 		dir:         filepath.Join(b.o.Dir, "compact"),
 		every:       min(compactEvery, max(time.Second, window/12)),
 		deleteDelay: min(deleteDelay, patience*window),
-		free:        freeBytes,
+		free:        b.o.Store.Room,
 		backOffs:    map[string]backOff{},
 		broken:      map[ulid.ULID]string{},
 		compactions: own.NewCounter(prometheus.CounterOpts{
@@ -600,302 +571,4 @@ func (f clusterFilter) Filter(_ context.Context, metas map[ulid.ULID]*metadata.M
 		return len(m.Thanos.Labels) == 0 || !labels.Equal(config.Shared(labels.FromMap(m.Thanos.Labels)), shared)
 	})
 	return nil
-}
-
-// suspicious asks, when planning fails, which of the blocks lacks a file.
-type suspicious struct {
-	compact.Planner
-	c *compactor
-}
-
-// Plan implements compact.Planner.
-func (p suspicious) Plan(ctx context.Context, metas []*metadata.Meta, errs chan error, extensions any) ([]*metadata.Meta, error) {
-	plan, err := p.Planner.Plan(ctx, metas, errs, extensions)
-	if err == nil {
-		return plan, nil
-	}
-	j := p.c.begin("compact/"+p.c.grouper.only, "planning", nil)
-	return nil, errors.Join(err, p.c.checkFiles(ctx, j, metas))
-}
-
-// lifecycle accompanies each compaction. Thanos's own does not care for the disk, nor for whether what it uploaded arrived.
-type lifecycle struct{ c *compactor }
-
-var _ compact.CompactionLifecycleCallback = lifecycle{}
-
-// PreCompactionCallback implements compact.CompactionLifecycleCallback.
-func (l lifecycle) PreCompactionCallback(ctx context.Context, _ kitLog, group *compact.Group, plan []*metadata.Meta) error {
-	c := l.c
-	// The one before, of this group, is over.
-	c.end(nil)
-	j := c.begin("compact/"+group.Key(), "downloading", plan)
-	c.logger.Info("compaction begins", "group", group.Key(), "blocks", len(plan), "bytes", j.bytes,
-		"from", time.UnixMilli(plan[0].MinTime).UTC())
-	if err := c.checkFiles(ctx, j, plan); err != nil {
-		return err
-	}
-	return c.room(j.bytes)
-}
-
-// GetBlockPopulator implements compact.CompactionLifecycleCallback.
-func (l lifecycle) GetBlockPopulator(ctx context.Context, _ kitLog, _ *compact.Group) (tsdb.BlockPopulator, error) {
-	return populator{ctx: ctx, j: l.c.phase("compacting"), c: l.c}, nil
-}
-
-// PostCompactionCallback implements compact.CompactionLifecycleCallback. The sources are marked for deletion only after it.
-func (l lifecycle) PostCompactionCallback(ctx context.Context, _ kitLog, _ *compact.Group, id ulid.ULID) error {
-	if _, err := l.c.arrived(ctx, id); err != nil {
-		return err
-	}
-	l.c.compactions.Inc()
-	return nil
-}
-
-// arrived checks a block that was uploaded, and takes it back if it is not as it should be.
-func (c *compactor) arrived(ctx context.Context, id ulid.ULID) (*metadata.Meta, error) {
-	j := c.phase("checking")
-	m, err := block.DownloadMeta(ctx, c.kit, c.b.bkt, id)
-	if err != nil {
-		return nil, fmt.Errorf("read back block %s: %w", id, err)
-	}
-	broken, err := wrongFile(ctx, c.b.bkt, &m)
-	if err != nil {
-		return nil, err
-	}
-	if broken != nil {
-		return nil, errors.Join(fmt.Errorf("block %s did not arrive: %w", id, broken), block.Delete(ctx, c.kit, c.b.bkt, id))
-	}
-	c.mtx.Lock()
-	defer c.mtx.Unlock()
-	j.results = append(j.results, &m)
-	return &m, nil
-}
-
-// populator counts what is written, and stops when the run does.
-type populator struct {
-	ctx context.Context //nolint:containedctx // The compactor's own is as long as the process.
-	j   *job
-	c   *compactor
-}
-
-// PopulateBlock implements tsdb.BlockPopulator.
-func (p populator) PopulateBlock(_ context.Context, metrics *tsdb.CompactorMetrics, logger *slog.Logger, pool chunkenc.Pool,
-	merge storage.VerticalChunkSeriesMergeFunc, blocks []tsdb.BlockReader, meta *tsdb.BlockMeta, indexw tsdb.IndexWriter,
-	chunkw tsdb.ChunkWriter, postings tsdb.IndexReaderPostingsFunc,
-) error {
-	err := tsdb.DefaultBlockPopulator{}.PopulateBlock(p.ctx, metrics, logger, pool, merge, blocks, meta, countingWriter{indexw, p.j}, chunkw, postings)
-	p.c.phase("uploading")
-	return err
-}
-
-type countingWriter struct {
-	tsdb.IndexWriter
-	j *job
-}
-
-// AddSeries implements tsdb.IndexWriter.
-func (w countingWriter) AddSeries(ref storage.SeriesRef, l labels.Labels, chks ...chunks.Meta) error {
-	w.j.series.Add(1)
-	return w.IndexWriter.AddSeries(ref, l, chks...)
-}
-
-// checked makes a merger fail when one of the series that it merges cannot be read. Thanos's goes on without it, and compaction
-// would then delete the only block that has what could not be read.
-func checked(merge storage.VerticalChunkSeriesMergeFunc) storage.VerticalChunkSeriesMergeFunc {
-	return func(series ...storage.ChunkSeries) storage.ChunkSeries {
-		var read []chunks.Iterator
-		remembered := make([]storage.ChunkSeries, len(series))
-		for i, s := range series {
-			remembered[i] = &storage.ChunkSeriesEntry{Lset: s.Labels(), ChunkIteratorFn: func(it chunks.Iterator) chunks.Iterator {
-				it = s.Iterator(it)
-				read = append(read, it)
-				return it
-			}}
-		}
-		merged := merge(remembered...)
-		return &storage.ChunkSeriesEntry{Lset: merged.Labels(), ChunkIteratorFn: func(chunks.Iterator) chunks.Iterator {
-			read = nil
-			return &checkedIterator{merged.Iterator(nil), &read}
-		}}
-	}
-}
-
-// checkedIterator has the errors of all that it reads.
-type checkedIterator struct {
-	chunks.Iterator
-	read *[]chunks.Iterator
-}
-
-// Err implements chunks.Iterator.
-func (it *checkedIterator) Err() error {
-	err := it.Iterator.Err()
-	for _, r := range *it.read {
-		err = errors.Join(err, r.Err())
-	}
-	return err
-}
-
-// begin says that a piece of work goes on from now.
-func (c *compactor) begin(key, phase string, plan []*metadata.Meta) *job {
-	j := &job{key: key, phase: phase, began: time.Now(), plan: plan, broken: map[ulid.ULID]error{}}
-	for _, m := range plan {
-		j.bytes += metaBytes(m)
-		j.total += m.Stats.NumSeries
-	}
-	c.mtx.Lock()
-	c.job = j
-	c.mtx.Unlock()
-	return j
-}
-
-// phase says what the work that goes on does now.
-func (c *compactor) phase(phase string) *job {
-	c.mtx.Lock()
-	defer c.mtx.Unlock()
-	if c.job == nil {
-		c.job = &job{began: time.Now(), broken: map[ulid.ULID]error{}}
-	}
-	c.job.phase = phase
-	return c.job
-}
-
-// end says how the work that went on ended. Without any it does nothing.
-func (c *compactor) end(err error) *job {
-	c.mtx.Lock()
-	defer c.mtx.Unlock()
-	j := c.job
-	c.job = nil
-	if j == nil {
-		return nil
-	}
-	c.last = &compactResult{Work: j.key, Began: j.began, Ended: time.Now(), Blocks: ids(j.plan), Results: ids(j.results)}
-	if err != nil {
-		c.last.Err = err.Error()
-		return j
-	}
-	var bytes int64
-	for _, m := range j.results {
-		bytes += metaBytes(m)
-	}
-	c.logger.Info("compaction done", "work", j.key, "blocks_in", len(j.plan), "bytes_in", j.bytes, "blocks_out", len(j.results), "bytes_out", bytes,
-		"took", time.Since(j.began).Round(time.Millisecond))
-	return j
-}
-
-// drop forgets the work that went on, at the stop.
-func (c *compactor) drop() {
-	c.mtx.Lock()
-	c.job = nil
-	c.mtx.Unlock()
-}
-
-func metaBytes(m *metadata.Meta) (bytes int64) {
-	for _, f := range m.Thanos.Files {
-		bytes += max(0, f.SizeBytes)
-	}
-	return bytes
-}
-
-// room refuses work on so many bytes of blocks when the disk cannot take them and what is made of them.
-func (c *compactor) room(bytes int64) error {
-	free, err := c.free(c.dir)
-	if err != nil {
-		return err
-	}
-	if need := 2 * uint64(bytes); free < need {
-		return fmt.Errorf("%w: %d MiB are free, %d MiB are needed", errNoRoom, free>>20, need>>20+1)
-	}
-	return nil
-}
-
-func (c *compactor) resting(key string) bool {
-	c.mtx.Lock()
-	defer c.mtx.Unlock()
-	return time.Now().Before(c.backOffs[key].until)
-}
-
-func (c *compactor) succeeded(key string) {
-	c.mtx.Lock()
-	defer c.mtx.Unlock()
-	delete(c.backOffs, key)
-}
-
-// rest makes a piece of work that failed rest, each time longer.
-func (c *compactor) rest(key string, err error) time.Duration {
-	c.mtx.Lock()
-	defer c.mtx.Unlock()
-	b := c.backOffs[key]
-	pause := min(c.backOffMax, c.every<<min(b.failures, 20))
-	c.backOffs[key] = backOff{failures: b.failures + 1, until: time.Now().Add(pause), err: err.Error()}
-	return pause
-}
-
-// failed finds out whose fault it was, and takes that block out of the way. Where no block is to blame, the work rests.
-func (c *compactor) failed(ctx context.Context, key, what string, err error) {
-	j := c.end(err)
-	logger := c.logger.With("work", key)
-	if errors.Is(err, errNoRoom) || errors.Is(err, syscall.ENOSPC) {
-		c.skips.Inc()
-		logger.Warn("cannot "+what+": it waits for disk space", "again_in", c.rest(key, err), "err", err)
-		return
-	}
-	c.failures.Inc()
-	if j != nil {
-		if len(j.broken) == 0 && !isRetry(err) {
-			// What is left of it only takes room.
-			if err := os.RemoveAll(c.compactDir()); err != nil {
-				logger.Warn("cannot clean the work directory of the compaction", "err", err)
-			}
-			if err := c.findBroken(ctx, j); err != nil {
-				logger.Warn("cannot find out which block makes the compaction fail", "err", err)
-			}
-		}
-		if len(j.broken) > 0 {
-			for id, reason := range j.broken {
-				c.quarantine(ctx, id, reason)
-			}
-			return
-		}
-	}
-	if ctx.Err() != nil {
-		return
-	}
-	logger.Warn("cannot "+what, "again_in", c.rest(key, err), "err", err)
-}
-
-// isRetry tells whether Thanos takes an error for one of the moment. Its own function sees only errors of its own wrapping.
-func isRetry(err error) bool {
-	var retry compact.RetryError
-	return compact.IsRetryError(err) || errors.As(err, &retry)
-}
-
-// demoted makes Thanos's lines less important: what it tells about each look is nothing for an operator.
-type demoted struct{ slog.Handler }
-
-// Enabled implements slog.Handler.
-func (d demoted) Enabled(ctx context.Context, level slog.Level) bool {
-	return d.Handler.Enabled(ctx, demote(level))
-}
-
-// Handle implements slog.Handler.
-func (d demoted) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level = demote(r.Level); !d.Handler.Enabled(ctx, r.Level) {
-		return nil
-	}
-	return d.Handler.Handle(ctx, r)
-}
-
-// WithAttrs implements slog.Handler.
-func (d demoted) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return demoted{d.Handler.WithAttrs(attrs)}
-}
-
-// WithGroup implements slog.Handler.
-func (d demoted) WithGroup(name string) slog.Handler { return demoted{d.Handler.WithGroup(name)} }
-
-func demote(level slog.Level) slog.Level {
-	if level < slog.LevelWarn {
-		return min(level, slog.LevelDebug)
-	}
-	return level
 }

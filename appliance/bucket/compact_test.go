@@ -75,9 +75,19 @@ func (w *compactBench) external(replica string) labels.Labels {
 // replica is one that compacts the bucket; replicas are those that it knows of, nil for itself alone.
 func (w *compactBench) replica(name string, retention config.BucketRetention, replicas ...string) *Bucket {
 	w.t.Helper()
+	logger, reg := slog.New(slog.NewTextHandler(w.t.Output(), nil)), prometheus.NewRegistry()
+	own, err := store.New(store.Options{Dir: w.t.TempDir(), Logger: logger, Registerer: reg})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		if err := own.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
 	o := Options{
-		Logger:     slog.New(slog.NewTextHandler(w.t.Output(), nil)),
-		Registerer: prometheus.NewRegistry(),
+		Logger:     logger,
+		Registerer: reg,
 		Dir:        w.t.TempDir(),
 		Config: &config.Config{Bucket: &config.Bucket{
 			Type:      "FILESYSTEM",
@@ -87,7 +97,7 @@ func (w *compactBench) replica(name string, retention config.BucketRetention, re
 		}},
 		Replica:  name,
 		External: func() labels.Labels { return w.external(name) },
-		Store:    &store.Store{},
+		Store:    own,
 		Window:   compactWindow,
 	}
 	if replicas != nil {
@@ -426,9 +436,9 @@ func TestTwoThatBothBelieveToBeElectedDoNoHarm(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		b := w.replica(name, config.BucketRetention{})
 		var once sync.Once
-		b.compactor.free = func(dir string) (uint64, error) {
+		b.compactor.free = func(need int64) error {
 			once.Do(func() { planned.Done(); planned.Wait() })
-			return freeBytes(dir)
+			return b.o.Store.Room(need)
 		}
 		done.Go(func() {
 			if _, err := b.compactor.round(t.Context()); err != nil {
@@ -776,11 +786,11 @@ func TestStoppedInTheMiddleItGoesOn(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	looks := 0
-	b.compactor.free = func(dir string) (uint64, error) {
+	b.compactor.free = func(need int64) error {
 		if looks++; looks == 2 {
 			cancel()
 		}
-		return freeBytes(dir)
+		return b.o.Store.Room(need)
 	}
 	if err := b.compactor.run(ctx); err != nil {
 		t.Fatalf("a stop is no error: %v", err)
@@ -808,7 +818,7 @@ func TestWhatFailsWithoutABrokenBlockRests(t *testing.T) {
 	}
 	b := w.replica("a", config.BucketRetention{})
 	fail := errors.New("the disk is on fire")
-	b.compactor.free = func(string) (uint64, error) { return 0, fail }
+	b.compactor.free = func(int64) error { return fail }
 	round(t, b)
 	s := b.compactor.status()
 	if g := s.Groups[0]; g.Failures != 1 || !strings.Contains(g.Err, fail.Error()) || !g.Until.After(time.Now()) || len(s.Quarantined) != 0 {
@@ -824,7 +834,7 @@ func TestWhatFailsWithoutABrokenBlockRests(t *testing.T) {
 	}
 
 	full := w.replica("a", config.BucketRetention{})
-	full.compactor.free = func(string) (uint64, error) { return 1000, nil }
+	full.compactor.free = func(int64) error { return store.ErrNoSpace }
 	round(t, full)
 	if n := testutil.ToFloat64(full.compactor.skips); n != 1 {
 		t.Errorf("%v are skipped for want of room, want 1", n)

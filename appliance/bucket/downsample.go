@@ -320,8 +320,8 @@ func (c *compactor) downsampleDir(ctx context.Context, m *metadata.Meta, source,
 	return downsample.Downsample(ctx, c.kit, m, b, dir, resolution)
 }
 
-// retain marks for deletion what is older than the configuration wants, once what is kept longer is made of it, and what is superseded, deletes what was marked long enough
-// ago, and what cut-off uploads left.
+// retain marks for deletion what is older than the configuration wants, once what is kept longer is made of it, and what is superseded,
+// deletes what was marked long enough ago, and what cut-off uploads left.
 func (c *compactor) retain(ctx context.Context) error {
 	if err := c.sync(ctx); err != nil {
 		return err
