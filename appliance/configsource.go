@@ -95,7 +95,7 @@ func (a *Appliance) checkFromBucket(dir string) error {
 
 // applyFromBucket puts into force what the source has put in its place.
 func (a *Appliance) applyFromBucket(ctx context.Context) (mixed bool, err error) {
-	phase, err := a.reloadLocked(ctx)
+	phase, err := a.reloadPhase(ctx)
 	if why := errors.Unwrap(err); phase != "" && why != nil {
 		err = why // What is to be done about it is another than for a file.
 	}

@@ -96,12 +96,12 @@ var errStopping = errors.New("the process is stopping")
 // nothing changed; it is logged and counted here, so that a caller only passes it on. Asked for while the process
 // starts, it waits until there is a configuration in force that it could replace.
 func (a *Appliance) Reload(ctx context.Context) error {
-	_, err := a.reloadLocked(ctx)
+	_, err := a.reloadPhase(ctx)
 	return err
 }
 
-// reloadLocked is Reload, and says in which phase it failed; "" where it did not come to one.
-func (a *Appliance) reloadLocked(ctx context.Context) (phase string, err error) {
+// reloadPhase is Reload, and says in which phase it failed; "" where it did not come to one.
+func (a *Appliance) reloadPhase(ctx context.Context) (phase string, err error) {
 	select {
 	case <-a.configured:
 	case <-a.stopRequested:

@@ -112,7 +112,7 @@ func (w *Web) alertmanagerMux(root http.Handler) http.Handler {
 // alertmanagerRoot tells a person where they are: the port has no page.
 func (w *Web) alertmanagerRoot() http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
-		writeText(rw, http.StatusOK, "This is the Alertmanager API of Tocsin, below /api/v2/. The status page is at "+w.o.ExternalURL.String()+"\n")
+		writeText(rw, http.StatusOK, "This is the Alertmanager API of Tocsin, below /api/v2/. The home page is at "+w.o.ExternalURL.String()+"\n")
 	})
 }
 

@@ -1,7 +1,7 @@
 // Package web is the door: every HTTP request enters here.
 //
 // It owns the listeners, the limits on connections and on slow clients, the
-// paths, the counting of requests, the browser UI (web/ui), and a plain status
+// paths, the counting of requests, the browser UI (web/ui), and a plain home
 // page for where that was not built. What enters is
 // connections and the handlers of other components, as http.Handler; what leaves
 // is answers. It shuts in order: nothing new is let in, what runs is given time
