@@ -2,6 +2,7 @@ import { expect, test } from "vitest";
 import type { ManagedAlert } from "../api/alertmanager";
 import type { PrometheusAlert, Rule, RuleGroup, Target } from "../api/types";
 import { becameOf, fateIndex, foreign, groupIndex, linkOf, managedOf, silenceable } from "./alerts/fate";
+import { instancesOf, ownRows } from "./alerts/rows";
 import { allRules, byGroup, queryHref, ruleText } from "./rules/rules";
 import { readable } from "./status/runtime";
 import { byPool, targetText } from "./targets/targets";
@@ -50,6 +51,46 @@ test("alerts of others are those that no rule made", () => {
   const two = { ...managed({ alertname: "Down", job: "b" }), fingerprint: "2" };
   expect(foreign([one, two], [ours], fateIndex([one, two]))).toEqual([two]);
   expect(foreign([one, two], [], fateIndex([one, two]))).toEqual([one, two]);
+});
+
+test("each alert is a row of its own, in an order that stays, and a search leaves those that are like it", () => {
+  const alert = (instance: string): PrometheusAlert => ({
+    labels: { alertname: "Down", instance },
+    annotations: {},
+    state: "firing",
+    value: "1",
+  });
+  const rule = (name: string, ...alerts: PrometheusAlert[]): Rule => ({
+    type: "alerting",
+    name,
+    query: "up == 0",
+    alerts,
+    health: "ok",
+    evaluationTime: 0,
+    lastEvaluation: "",
+  });
+  const rows = (alerts: PrometheusAlert[], search: string, fold = false) => {
+    const group = {
+      name: "g",
+      file: "f",
+      interval: 1,
+      evaluationTime: 0,
+      lastEvaluation: "",
+      rules: [rule("Down", ...alerts), rule("Quiet")],
+    };
+    const rules = allRules({ groups: [group] });
+    const all = ownRows(rules, instancesOf(rules), search, new Set());
+    const head = all.find((r) => "folded" in r && r.of > 0);
+    const shown = fold && head && "folded" in head ? ownRows(rules, instancesOf(rules), search, new Set([head.key])) : all;
+    return shown.map((r) => ("alert" in r ? r.alert.labels.instance : "rule" in r ? `${r.rule.name} ${r.found}/${r.of}` : r.group.name));
+  };
+  const three = [alert("b"), alert("c"), alert("a")];
+  expect(rows(three, "")).toEqual(["g", "Down 3/3", "a", "b", "c", "Quiet 0/0"]);
+  expect(rows([...three].reverse(), "")).toEqual(rows(three, ""));
+  expect(rows(three, "down instance=B")).toEqual(["g", "Down 1/3", "b", "Quiet 0/0"]);
+  // What the rule itself answers leaves all of its alerts.
+  expect(rows(three, "down")).toEqual(["g", "Down 3/3", "a", "b", "c", "Quiet 0/0"]);
+  expect(rows(three, "", true)).toEqual(["g", "Down 3/3", "Quiet 0/0"]);
 });
 
 test("an alert is silenced by the labels that came through", () => {

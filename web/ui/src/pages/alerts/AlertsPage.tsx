@@ -1,4 +1,4 @@
-import { useEffect, useMemo } from "react";
+import { useCallback, useEffect, useMemo, useState } from "react";
 import { Link, useLocation } from "wouter";
 import type { ManagedAlert } from "../../api/alertmanager";
 import { useJSON, usePrometheus } from "../../api/hooks";
@@ -10,12 +10,13 @@ import { Failure, Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
-import { formatSeries, type Labels, plural } from "../../lib/format";
+import { formatCount, formatSeries, type Labels, plural } from "../../lib/format";
 import { searchIndex } from "../../lib/search";
 import css from "../pages.module.css";
-import { allRules, byGroup, queryHref, type RuleOf, type RuleRow, ruleText, stateKinds } from "../rules/rules";
+import { allRules, queryHref, type RuleOf, ruleText, stateKinds } from "../rules/rules";
 import { oldLink, silenceHref } from "../silences/silences";
-import { becameOf, fateIndex, foreign, type Group, groupIndex, linkOf, managedOf, silenceable } from "./fate";
+import { becameOf, type FateIndex, fateIndex, foreign, type Group, groupIndex, linkOf, managedOf, silenceable } from "./fate";
+import { instancesOf, type OwnRow, ownRows, type RuleHead } from "./rows";
 
 export default function AlertsPage() {
   const groups = usePrometheus<RuleGroups>("rules", { params: { type: "alert" }, refresh: 10_000 });
@@ -50,7 +51,7 @@ const managedText = (m: ManagedAlert) =>
 
 /** What the rows look up of the Alertmanager; undefined = it has not answered yet. */
 interface Fates {
-  known?: Map<string, ManagedAlert>;
+  known?: FateIndex;
   byFingerprint: (fingerprint: string) => ManagedAlert | undefined;
   together: Map<string, string[]>;
 }
@@ -63,16 +64,25 @@ function List({ groups, managed, together }: { groups: RuleGroups; managed: Mana
     const by = new Map((managed ?? []).map((m) => [m.fingerprint, m]));
     return { known: managed && fateIndex(managed), byFingerprint: (f) => by.get(f), together: groupIndex(together) };
   }, [managed, together]);
-  const others = useMemo(() => {
-    if (!managed || !fates.known) return [];
+  const findOthers = useMemo(() => {
+    if (!managed || !fates.known) return () => [];
     const ours = rules.flatMap((r) => r.rule.alerts ?? []);
-    return searchIndex(foreign(managed, ours, fates.known), managedText)(search);
-  }, [managed, fates, rules, search]);
+    return searchIndex(foreign(managed, ours, fates.known), managedText);
+  }, [managed, fates, rules]);
+  const [folded, setFolded] = useState<ReadonlySet<string>>(new Set());
+  const fold = useCallback((key: string) => {
+    setFolded((old) => {
+      const next = new Set(old);
+      if (!next.delete(key)) next.add(key);
+      return next;
+    });
+  }, []);
+  const instances = useMemo(() => instancesOf(rules), [rules]);
   const rows = useMemo<AnyRow[]>(() => {
-    const ours = byGroup(shown);
-    const theirs = chosen.length === 0 || chosen.includes("firing") ? others : [];
+    const ours = ownRows(shown, instances, search, folded);
+    const theirs = chosen.length === 0 || chosen.includes("firing") ? findOthers(search) : [];
     return [...ours, ...(theirs.length > 0 ? [{ others: theirs.length }, ...theirs.map((managed) => ({ managed }))] : [])];
-  }, [shown, chosen, others]);
+  }, [shown, instances, search, folded, chosen, findOthers]);
   return (
     <>
       <FilterBar
@@ -84,22 +94,25 @@ function List({ groups, managed, together }: { groups: RuleGroups; managed: Mana
       {rows.length === 0 ? (
         <Empty>{rules.length === 0 ? "The configuration names no alerting rules." : "No alert is like that."}</Empty>
       ) : (
-        <VirtualList
-          items={rows}
-          estimate={80}
-          itemKey={(r, i) => ("group" in r && !("rule" in r) ? `group ${r.group.file} ${r.group.name}` : i)}
-        >
-          {(r) => <Row row={r} fates={fates} />}
+        <VirtualList items={rows} estimate={80} itemKey={keyOf}>
+          {(r) => <Row row={r} fates={fates} onFold={fold} />}
         </VirtualList>
       )}
     </>
   );
 }
 
-type AnyRow = RuleRow | { others: number } | { managed: ManagedAlert };
+type AnyRow = OwnRow | { others: number } | { managed: ManagedAlert };
 
-function Row({ row, fates }: { row: AnyRow; fates: Fates }) {
-  if ("rule" in row) return <AlertRule {...row} fates={fates} />;
+function keyOf(row: AnyRow): string {
+  if ("key" in row) return row.key;
+  if ("managed" in row) return row.managed.fingerprint;
+  return "others" in row ? "others" : `${row.group.file}\0${row.group.name}`;
+}
+
+function Row({ row, fates, onFold }: { row: AnyRow; fates: Fates; onFold: (key: string) => void }) {
+  if ("rule" in row) return <AlertRule head={row} onFold={onFold} />;
+  if ("alert" in row) return <Alert alert={row.alert} fates={fates} />;
   if ("managed" in row) return <Foreign alert={row.managed} fates={fates} />;
   if ("others" in row)
     return (
@@ -116,23 +129,32 @@ function Row({ row, fates }: { row: AnyRow; fates: Fates }) {
   );
 }
 
-function AlertRule({ rule: r, fates }: RuleOf & { fates: Fates }) {
+function AlertRule({ head, onFold }: { head: RuleHead; onFold: (key: string) => void }) {
+  const r = head.rule;
   const state = r.state ?? "unknown";
-  const alerts = r.alerts ?? [];
+  const act = head.folded ? "Show" : "Hide";
+  const count = head.found < head.of ? `${formatCount(head.found)} of ${plural(head.of, "alert")}` : plural(head.of, "alert");
   return (
     <div className={css.row}>
       <div className={css.line}>
         <State kind={stateKinds[state] ?? "quiet"}>{state}</State>
         <strong className={css.grow}>{r.name}</strong>
-        {alerts.length > 0 && <span className={css.hint}>{plural(alerts.length, "alert")}</span>}
+        {head.of > 0 && (
+          <button
+            type="button"
+            className={css.more}
+            aria-expanded={!head.folded}
+            aria-label={`${act} ${count} of ${r.name}`}
+            onClick={() => onFold(head.key)}
+          >
+            {act} {count}
+          </button>
+        )}
       </div>
       <Link href={queryHref(r.query)} className={css.code}>
         <code>{r.query}</code>
       </Link>
       {r.lastError && <div className={css.error}>{r.lastError}</div>}
-      {alerts.map((a) => (
-        <Alert key={JSON.stringify(a.labels)} alert={a} fates={fates} />
-      ))}
     </div>
   );
 }
@@ -140,7 +162,7 @@ function AlertRule({ rule: r, fates }: RuleOf & { fates: Fates }) {
 function Alert({ alert: a, fates }: { alert: PrometheusAlert; fates: Fates }) {
   const managed = fates.known && managedOf(a.labels, fates.known);
   return (
-    <div className={css.row}>
+    <div className={`${css.row} ${css.nested}`}>
       <div className={css.line}>
         <State kind={stateKinds[a.state] ?? "quiet"}>{a.state}</State>
         <span>

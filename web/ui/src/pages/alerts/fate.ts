@@ -8,21 +8,43 @@ function key(labels: Labels): string {
   return JSON.stringify(Object.entries(labels).sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 
-export function fateIndex(managed: ManagedAlert[]): Map<string, ManagedAlert> {
-  return new Map(managed.map((m) => [key(m.labels), m]));
+/** What the Alertmanager has, to be looked up by the labels that it had before it came there. */
+export interface FateIndex {
+  whole: Map<string, ManagedAlert>;
+  /** By each label with its value. */
+  having: Map<string, ManagedAlert[]>;
+}
+
+export function fateIndex(managed: ManagedAlert[]): FateIndex {
+  const whole = new Map(managed.map((m) => [key(m.labels), m]));
+  const having = new Map<string, ManagedAlert[]>();
+  for (const m of whole.values()) {
+    for (const [k, v] of Object.entries(m.labels)) {
+      const pair = `${k}=${v}`;
+      const list = having.get(pair);
+      if (list) list.push(m);
+      else having.set(pair, [m]);
+    }
+  }
+  return { whole, having };
 }
 
 /**
  * The alert of the Alertmanager that one of the rules' became. External labels are added on the way there, and relabelling may
  * change others: then the alert that has all of these labels and fewest more is the one.
  */
-export function managedOf(labels: Labels, fates: Map<string, ManagedAlert>): ManagedAlert | undefined {
-  let m = fates.get(key(labels));
-  if (!m) {
-    const wanted = Object.entries(labels);
-    for (const one of fates.values()) {
-      if (wanted.every(([k, v]) => one.labels[k] === v) && (!m || Object.keys(one.labels).length < Object.keys(m.labels).length)) m = one;
-    }
+export function managedOf(labels: Labels, fates: FateIndex): ManagedAlert | undefined {
+  let m = fates.whole.get(key(labels));
+  if (m) return m;
+  // With thousands of alerts of one rule, only the rarest of the labels leads to few.
+  const wanted = Object.entries(labels);
+  let few: ManagedAlert[] = wanted.length === 0 ? [...fates.whole.values()] : [];
+  for (const [i, [k, v]] of wanted.entries()) {
+    const list = fates.having.get(`${k}=${v}`) ?? [];
+    if (i === 0 || list.length < few.length) few = list;
+  }
+  for (const one of few) {
+    if (wanted.every(([k, v]) => one.labels[k] === v) && (!m || Object.keys(one.labels).length < Object.keys(m.labels).length)) m = one;
   }
   return m;
 }
@@ -61,7 +83,7 @@ export function groupIndex(groups: Group[]): Map<string, string[]> {
 }
 
 /** Alerts that no rule here made: others posted them. */
-export function foreign(managed: ManagedAlert[], ours: PrometheusAlert[], fates: Map<string, ManagedAlert>): ManagedAlert[] {
+export function foreign(managed: ManagedAlert[], ours: PrometheusAlert[], fates: FateIndex): ManagedAlert[] {
   const known = new Set(ours.map((a) => managedOf(a.labels, fates)?.fingerprint));
   return managed.filter((m) => !known.has(m.fingerprint));
 }
