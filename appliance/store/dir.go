@@ -268,16 +268,30 @@ func isMountPoint(dir string) (bool, error) {
 	return st.Dev != parent.Dev || st.Ino == parent.Ino, nil
 }
 
-// inMountInfo looks dir up among the mount points, the fifth field of each
-// line, where blanks and backslashes are octal escapes.
+// inMountInfo looks dir up in the mount table. A line has the device in its third field, in the fourth which part of the
+// device's file system is mounted, and in the fifth where; blanks and backslashes are octal escapes. A directory that is
+// mounted on itself is none: systemd does that to every directory that a unit may write to.
 func inMountInfo(table []byte, dir string) bool {
+	type mount struct{ device, root, at string }
+	var here, around *mount // What is mounted last lies on top.
 	for line := range bytes.Lines(table) {
 		fields := bytes.Fields(line)
-		if len(fields) >= 5 && unescapeOctal(string(fields[4])) == dir {
-			return true
+		if len(fields) < 5 {
+			continue
+		}
+		m := &mount{string(fields[2]), unescapeOctal(string(fields[3])), unescapeOctal(string(fields[4]))}
+		switch {
+		case m.at == dir:
+			here = m
+		case strings.HasPrefix(dir, strings.TrimSuffix(m.at, "/")+"/") && (around == nil || len(m.at) >= len(around.at)):
+			around = m
 		}
 	}
-	return false
+	if here == nil || around == nil {
+		return here != nil
+	}
+	same := filepath.Join(around.root, strings.TrimPrefix(dir, around.at))
+	return here.device != around.device || here.root != same
 }
 
 func unescapeOctal(s string) string {

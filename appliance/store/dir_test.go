@@ -110,8 +110,20 @@ func TestLock(t *testing.T) {
 func TestInMountInfo(t *testing.T) {
 	table := []byte("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" +
 		"31 22 8:17 / /srv/my\\040data rw,relatime shared:1 - xfs /dev/sdb1 rw\n" +
+		"32 22 8:1 /srv/other /srv/elsewhere rw - ext4 /dev/sda1 rw\n" +
+		// What systemd makes of ReadWritePaths= and StateDirectory= of a unit whose file system is read-only otherwise.
+		"33 22 8:1 /var/lib/plain /var/lib/plain rw - ext4 /dev/sda1 rw\n" +
+		"34 22 8:33 / /var/lib/volume rw - ext4 /dev/sdc rw\n" +
+		"35 34 8:33 / /var/lib/volume rw - ext4 /dev/sdc rw\n" +
+		"36 34 8:33 /inside /var/lib/volume/inside rw - ext4 /dev/sdc rw\n" +
+		"37 22 0:40 /@/home /home rw - btrfs /dev/sdd rw\n" +
+		"38 37 0:40 /@/home/a /home/a rw - btrfs /dev/sdd rw\n" +
+		"39 37 0:40 /@b /home/b rw - btrfs /dev/sdd rw\n" +
 		"short line\n")
-	for dir, want := range map[string]bool{"/": true, "/srv/my data": true, "/srv": false, "/srv/my\\040data": false, "": false} {
+	for dir, want := range map[string]bool{
+		"/": true, "/srv/my data": true, "/srv": false, "/srv/my\\040data": false, "": false, "/srv/elsewhere": true,
+		"/var/lib/plain": false, "/var/lib/volume": true, "/var/lib/volume/inside": false, "/home/a": false, "/home/b": true,
+	} {
 		if got := inMountInfo(table, dir); got != want {
 			t.Errorf("%q: got %v, want %v", dir, got, want)
 		}
