@@ -15,47 +15,47 @@ func (a *Appliance) actors(ctx context.Context) *run.Group {
 	var g run.Group
 
 	// First, so that from the signal on nothing is reloaded into parts that are stopping.
-	add(&g, "stop request", func(stop context.Context) error { return a.waitForStop(ctx, stop) })
+	a.add(&g, "stop request", func(stop context.Context) error { return a.waitForStop(ctx, stop) })
 	if a.source != nil {
-		add(&g, "configuration from the bucket", a.gated(a.source.Run))
-		add(&g, "alert of the configuration", a.gated(a.alertOfConfig))
+		a.add(&g, "configuration from the bucket", a.gated(a.source.Run))
+		a.add(&g, "alert of the configuration", a.gated(a.alertOfConfig))
 	}
-	add(&g, "configuration", a.keepConfigured)
+	a.add(&g, "configuration", a.keepConfigured)
 
 	// Rules stop before scraping: on targets that are gone, absent() would fire falsely.
-	add(&g, "evaluate", a.gated(a.afterMesh(a.evaluate.Run)))
+	a.add(&g, "evaluate", a.gated(a.afterMesh(a.evaluate.Run)))
 	// Whatever appends stops before the store closes.
-	add(&g, "scrape", a.gated(a.scrape.Run))
-	add(&g, "federate", a.gated(a.federate.Run))
+	a.add(&g, "scrape", a.gated(a.scrape.Run))
+	a.add(&g, "federate", a.gated(a.federate.Run))
 	// Its last word is when scraping ended.
-	add(&g, "ledger", a.gated(a.ledger.Run))
-	add(&g, "heal", a.gated(a.heal.Run))
+	a.add(&g, "ledger", a.gated(a.ledger.Run))
+	a.add(&g, "heal", a.gated(a.heal.Run))
 	// What it is uploading it goes on with after the next start.
 	if a.bucket != nil {
-		add(&g, "bucket", a.bucket.Run)
+		a.add(&g, "bucket", a.bucket.Run)
 	}
 	// After the rules, so that their last alerts are still delivered. It does not wait for the store: a replica that
 	// replays for minutes still takes alerts from outside.
-	add(&g, "alert", a.alert.Run)
+	a.add(&g, "alert", a.alert.Run)
 	// While the mesh still stands, so that nobody who starts now calls us.
 	if a.rendezvous != nil {
-		add(&g, "rendezvous", a.rendezvous.Run)
+		a.add(&g, "rendezvous", a.rendezvous.Run)
 	}
 	// After the Alertmanager, which hands over to the other replicas what it has not sent.
 	if a.mesh != nil {
-		add(&g, "mesh", a.mesh.Run)
+		a.add(&g, "mesh", a.mesh.Run)
 	}
-	add(&g, "tracing", a.runTracing)
+	a.add(&g, "tracing", a.runTracing)
 	// The door closes after everything that one may want to watch stopping, and before the store: a query that is
 	// under way would keep it from closing.
-	add(&g, "web", a.web.Run)
-	add(&g, "store", a.store.Run)
+	a.add(&g, "web", a.web.Run)
+	a.add(&g, "store", a.store.Run)
 	return &g
 }
 
 // add makes an actor of f. Its interrupt ends f's context and waits until f has returned: that makes the order of
 // adding the order of stopping.
-func add(g *run.Group, name string, f func(context.Context) error) {
+func (a *Appliance) add(g *run.Group, name string, f func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	g.Add(func() error {
@@ -65,6 +65,9 @@ func add(g *run.Group, name string, f func(context.Context) error) {
 		}
 		return nil
 	}, func(error) {
+		if a.stopping() {
+			a.at(name)
+		}
 		cancel()
 		<-done
 	})

@@ -84,6 +84,10 @@ type Appliance struct {
 	quitOnce   sync.Once
 	// stopRequested is closed once the process is told to stop, whoever told it.
 	stopRequested chan struct{}
+
+	stageMu   sync.Mutex
+	stage     stage  // What was said last of a start or a stop.
+	stopStage string // What is stopping or closing.
 }
 
 // teardown closes something that New opened.
@@ -334,12 +338,10 @@ func (a *Appliance) onClose(name string, f func() error) {
 // not keep the process from ending.
 func (a *Appliance) close() error {
 	var errs []error
-	bound := closeTimeout
-	if cfg := a.Config(); cfg != nil {
-		bound += time.Duration(len(cfg.Prometheus.RemoteWriteConfigs)) * a.opts.Store.RemoteFlushDeadline
-	}
+	bound := a.closePatience()
 	for i := len(a.cleanup) - 1; i >= 0; i-- {
 		t := a.cleanup[i]
+		a.at("closing " + t.name)
 		done := make(chan error, 1)
 		go func() { done <- t.close() }()
 		select {
@@ -353,6 +355,15 @@ func (a *Appliance) close() error {
 	}
 	a.cleanup = nil
 	return errors.Join(errs...)
+}
+
+// closePatience is how long one step of closing may take.
+func (a *Appliance) closePatience() time.Duration {
+	bound := closeTimeout
+	if cfg := a.Config(); cfg != nil {
+		bound += time.Duration(len(cfg.Prometheus.RemoteWriteConfigs)) * a.opts.Store.RemoteFlushDeadline
+	}
+	return bound
 }
 
 func (a *Appliance) selfFor(prefix string) (config.Self, error) {

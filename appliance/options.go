@@ -37,6 +37,8 @@ type Options struct {
 	StoragePath string
 	// EnableQuit switches POST /-/quit on.
 	EnableQuit bool
+	// OnReload is told when a reload begins and when it has ended, however it did. Nil is told nothing.
+	OnReload func(begun bool)
 	// MemoryLimitRatio is the share of the machine's or cgroup's memory that the Go runtime tries to stay below; 0
 	// leaves the runtime alone.
 	MemoryLimitRatio float64

@@ -114,6 +114,10 @@ func (a *Appliance) reloadPhase(ctx context.Context) (phase string, err error) {
 	if a.stopping() {
 		return "", errStopping
 	}
+	if tell := a.opts.OnReload; tell != nil {
+		tell(true)
+		defer tell(false)
+	}
 	start := time.Now()
 	if phase, err = a.reload(); err != nil {
 		a.refused(phase, err)

@@ -99,6 +99,7 @@ type Web struct {
 
 	listeners    []net.Listener
 	alertmanager net.Listener // nil = off
+	self         *selfListener
 	metrics      *metrics
 	page         *page
 	ui           *ui.UI
@@ -125,7 +126,7 @@ func New(o Options) (*Web, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Web{o: o, prefix: prefix, page: p, requests: newInflight()}
+	w := &Web{o: o, prefix: prefix, page: p, requests: newInflight(), self: newSelfListener()}
 	if err := w.bind(); err != nil {
 		return nil, err
 	}
@@ -326,7 +327,8 @@ func (w *Web) Run(ctx context.Context) error {
 		l net.Listener
 	}
 	main := server(w.outermost(w.mainMux()))
-	serving := make([]bound, 0, len(w.listeners)+1)
+	serving := make([]bound, 0, len(w.listeners)+2)
+	serving = append(serving, bound{main, w.self})
 	for _, l := range w.listeners {
 		serving = append(serving, bound{main, l})
 	}
@@ -401,7 +403,7 @@ func (w *Web) Close() error {
 }
 
 func (w *Web) closeListeners() {
-	for _, l := range slices.Concat(w.listeners, []net.Listener{w.alertmanager}) {
+	for _, l := range slices.Concat(w.listeners, []net.Listener{w.alertmanager, w.self}) {
 		if l != nil {
 			_ = l.Close() // closed already when the server has run
 		}

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/histogram"
@@ -20,7 +22,7 @@ func (s *Store) Appender(ctx context.Context) storage.Appender {
 	if db == nil {
 		return notReadyAppender{}
 	}
-	a := &appender{head: db.Appender(ctx), logger: s.logger}
+	a := &appender{head: db.Appender(ctx), logger: s.logger, commits: &s.commits}
 	a.refs, _ = a.head.(storage.GetRef)
 	if s.remoteWrite.Load() {
 		a.remote = s.remote.Appender(ctx)
@@ -36,6 +38,8 @@ type appender struct {
 	refs   storage.GetRef
 	remote storage.Appender
 	logger *slog.Logger
+
+	commits *commits
 }
 
 var _ storage.Appender = (*appender)(nil)
@@ -142,6 +146,8 @@ func (a *appender) SetOptions(opts *storage.AppendOptions) {
 }
 
 func (a *appender) Commit() error {
+	a.commits.begin(a)
+	defer a.commits.end(a)
 	err := a.head.Commit()
 	if a.remote == nil {
 		return err
@@ -163,4 +169,37 @@ func (a *appender) Rollback() error {
 		}
 	}
 	return err
+}
+
+// commits are those that are under way. A commit waits for the write-ahead log and for locks of the head, so that the
+// age of the oldest one tells whether samples still get in.
+type commits struct {
+	mu    sync.Mutex
+	began map[*appender]time.Time
+}
+
+func (c *commits) begin(a *appender) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.began == nil {
+		c.began = map[*appender]time.Time{}
+	}
+	c.began[a] = time.Now()
+}
+
+func (c *commits) end(a *appender) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.began, a)
+}
+
+// OldestCommit is for how long the oldest commit that is under way has been so, 0 when there is none.
+func (s *Store) OldestCommit() time.Duration {
+	s.commits.mu.Lock()
+	defer s.commits.mu.Unlock()
+	var oldest time.Duration
+	for _, began := range s.commits.began {
+		oldest = max(oldest, time.Since(began))
+	}
+	return oldest
 }

@@ -177,6 +177,7 @@ type Store struct {
 	hold   *hold // Nil without Hold.
 	// importing is held by the import that is under way.
 	importing sync.Mutex
+	commits   commits
 	strings   *interner
 	local     *local
 	remote    *remote.Storage

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -108,6 +109,8 @@ func (c *runCmd) Run(k *kong.Context) error {
 	signal.Notify(hup, syscall.SIGHUP)
 	logger.Info("starting tocsin", "version", opts.Version.Version, "revision", opts.Version.Revision,
 		"prometheus", appliancePrometheus, "alertmanager", applianceAlertmanager)
+	n := newNotifier(logger)
+	opts.OnReload = n.reloading
 	a, err := appliance.New(opts)
 	if err != nil {
 		return err
@@ -126,7 +129,12 @@ func (c *runCmd) Run(k *kong.Context) error {
 			_ = a.Reload(ctx)
 		}
 	}()
+	telling, stopTelling := context.WithCancel(context.Background())
+	var told sync.WaitGroup
+	told.Go(func() { n.run(telling, a) })
 	err = a.Run(ctx)
+	stopTelling()
+	told.Wait()
 	logger.Info("stopped")
 	return err
 }
