@@ -41,6 +41,13 @@ NODE := $(shell command -v npm >/dev/null && node -p 'const [a, b] = process.ver
 build: $(if $(NODE),ui,build-without-ui) ## Build bin/tocsin.
 	go build -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/tocsin ./cmd/tocsin
 
+# For another system, out of the same sources: bin/linux-arm64/tocsin.
+$(BIN)/%/tocsin: FORCE $(if $(NODE),ui)
+	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $@ ./cmd/tocsin
+
+.PHONY: FORCE
+FORCE:
+
 .PHONY: build-without-ui
 build-without-ui:
 	@[ -e $(UI) ] || echo "There is no Node.js 20.19 or later with npm: this binary will be without the browser UI, but for its home page." >&2
@@ -60,6 +67,27 @@ $(UI_MODULES): web/ui/package-lock.json
 	npm --prefix web/ui ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
+##@ Package
+
+# This machine's own is what `make build` makes; one of another architecture is built without its compiler or tools.
+NATIVE := linux-$(shell go env GOHOSTARCH)
+ARCH   ?= $(NATIVE:linux-%=%)
+binary  = $(if $(filter $(NATIVE),$(1)),$(BIN)/tocsin,$(BIN)/$(1)/tocsin)
+build-of = $(if $(filter $(NATIVE),$(1)),build,$(BIN)/$(1)/tocsin)
+
+.PHONY: deb
+deb: $(call build-of,linux-$(ARCH)) ## Build bin/deb/tocsin_VERSION_ARCH.deb (ARCH=amd64 or arm64); needs debhelper.
+	packaging/deb.sh $(call binary,linux-$(ARCH)) $(ARCH) $(BIN)/deb
+
+.PHONY: apt-repo
+apt-repo: deb ## Add the package to the signed repository bin/apt (APT_KEY=KEY; without one, a key made to try it out).
+	packaging/apt-repo.sh $(BIN)/apt $$(ls $(BIN)/deb/*.deb)
+
+TARS := $(NATIVE) $(filter-out $(NATIVE),linux-amd64 linux-arm64) darwin-arm64
+.PHONY: tar
+tar: $(foreach t,$(TARS),$(call build-of,$(t))) ## Build bin/tar/tocsin_VERSION_OS_ARCH.tar.gz with checksums, for Linux, and macOS to try it out.
+	@set -e; v=$$(packaging/version.sh); rm -rf $(BIN)/tar; $(foreach t,$(TARS),packaging/tar.sh $(call binary,$(t)) $(subst -, ,$(t)) $$v $(BIN)/tar;)
+
 ##@ Test
 
 # One package after the other: many tests are about what happens when something does not answer in time.
@@ -68,6 +96,7 @@ test: test-deps ## Install what the tests need, and run everything with the race
 	$(MAKE) test-ui
 	CGO_ENABLED=1 go test -race -p 1 -timeout 25m $(PKGS)
 	$(MAKE) e2e
+	$(MAKE) install-test
 
 .PHONY: test-ui
 test-ui: ui ## The tests of the browser UI's logic. What was built is tested by the Go tests after it.
@@ -75,11 +104,18 @@ test-ui: ui ## The tests of the browser UI's logic. What was built is tested by 
 
 .PHONY: e2e
 e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbours.
-	TOCSIN=$(CURDIR)/$(BIN)/tocsin THANOS=$(CURDIR)/$(THANOS) VERSITYGW=$(CURDIR)/$(S3) go test -count=1 -timeout 45m -parallel 4 ./e2e/...
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin THANOS=$(CURDIR)/$(THANOS) VERSITYGW=$(CURDIR)/$(S3) go test -count=1 -timeout 45m -parallel 4 $$(go list ./e2e/... | grep -v /e2e/install)
+
+# The package on machines of their own; as root, for there are no machines otherwise.
+.PHONY: install-test
+install-test: deb ## The Debian package on fresh machines under systemd: install, upgrade, remove (as root).
+	TOCSIN_DEB=$$(ls $(CURDIR)/$(BIN)/deb/tocsin_*_$(ARCH).deb) go test -count=1 -timeout 20m ./e2e/install
 
 # The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
 # whatever runs as init: the tests run them on ports of their own.
 TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd python3-swift memcached iproute2 gcc libc6-dev
+# What packs it, checks the package, and makes machines to install it on.
+TEST_DEPS += debhelper dpkg-dev lintian file apt-utils gpg gpg-agent systemd mmdebstrap systemd-container
 # However it was installed, node is node.
 TEST_DEPS += $(if $(shell command -v npm),,nodejs npm)
 .PHONY: test-deps
@@ -108,7 +144,7 @@ proto: ## Generate the messages between replicas anew; needs protoc, protoc-gen-
 check: check-static test check-clean ## What CI runs.
 
 .PHONY: check-static
-check-static: check-format check-ui lint check-docs ## Formatting, linters, and generated documents, without running tests.
+check-static: check-format check-ui lint check-docs check-package ## Formatting, linters, generated documents, and the package, without running tests.
 
 .PHONY: check-format
 check-format:
@@ -129,11 +165,18 @@ $(LINT): .ci/tools/go.mod .ci/tools/go.sum
 docs: build ## Write the generated manuals.
 	$(BIN)/tocsin docs cli > docs/cli.md
 	$(BIN)/tocsin docs config > docs/configuration.md
+	$(BIN)/tocsin docs man > packaging/tocsin.1
+	$(BIN)/tocsin docs bash > packaging/completion/tocsin
+	$(BIN)/tocsin docs zsh > packaging/completion/_tocsin
 
 .PHONY: check-docs
 check-docs: build
-	@for m in cli config; do f=docs/$$m.md; [ $$m = config ] && f=docs/configuration.md; \
-	  $(BIN)/tocsin docs $$m | diff -u $$f - || { echo "$$f is not what the program says: run make docs"; exit 1; }; done
+	@for mf in cli:docs/cli.md config:docs/configuration.md man:packaging/tocsin.1 bash:packaging/completion/tocsin zsh:packaging/completion/_tocsin; do f=$${mf#*:}; \
+	  $(BIN)/tocsin docs $${mf%%:*} | diff -u $$f - || { echo "$$f is not what the program says: run make docs"; exit 1; }; done
+
+.PHONY: check-package
+check-package: test-deps deb
+	packaging/check.sh $$(ls $(BIN)/deb/tocsin_*_$(ARCH).deb)
 
 .PHONY: check-clean
 check-clean:

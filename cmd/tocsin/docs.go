@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -10,16 +11,25 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/config"
 )
 
-// docsCmd prints the manuals that docs/ holds, so that a test can compare them.
+// docsCmd prints the manuals that docs/ and packaging/ hold, so that a test can compare them.
 type docsCmd struct {
-	Manual string `arg:"" enum:"cli,config" help:"cli or config."`
+	Manual string `arg:"" enum:"cli,config,man,bash,zsh" help:"cli or config, which are in docs/; man, bash or zsh, which are in packaging/."`
 }
 
 // Run prints the manual.
 func (c *docsCmd) Run(k *kong.Context, w io.Writer) error {
-	text := config.Manual()
-	if c.Manual == "cli" {
+	text := ""
+	switch c.Manual {
+	case "cli":
 		text = cliManual(k.Model)
+	case "config":
+		text = config.Manual()
+	case "man":
+		text = manPage(k.Model)
+	case "bash":
+		text = bashCompletion(k.Model)
+	case "zsh":
+		text = zshCompletion(k.Model)
 	}
 	_, err := io.WriteString(w, text)
 	return err
@@ -36,10 +46,7 @@ func cliManual(app *kong.Application) string {
 	for _, cmd := range app.Leaves(true) {
 		fmt.Fprintf(&b, "\n## tocsin %s\n\n%s\n", cmd.Summary(), cmd.Help)
 		var rows []string
-		for _, f := range cmd.Flags {
-			if f.Hidden || f.Name == "help" {
-				continue
-			}
+		for _, f := range shownFlags(cmd) {
 			name := f.Name
 			if f.Tag.Negatable != "" {
 				name = "[no-]" + name
@@ -55,6 +62,11 @@ func cliManual(app *kong.Application) string {
 		}
 	}
 	return b.String()
+}
+
+// shownFlags are those that a manual tells of.
+func shownFlags(cmd *kong.Node) []*kong.Flag {
+	return slices.DeleteFunc(slices.Clone(cmd.Flags), func(f *kong.Flag) bool { return f.Hidden || f.Name == "help" })
 }
 
 // flagValues are the values of the flags of the command that runs, for /api/v1/status/flags.

@@ -33,7 +33,7 @@ type grammar struct {
 	Config  configCmd  `cmd:"" help:"Change the configuration that the replicas have from the bucket."`
 	Bucket  bucketCmd  `cmd:"" help:"Look at the blocks in the bucket."`
 	Version versionCmd `cmd:"" help:"Print the version, and those of the programs that are built in."`
-	Docs    docsCmd    `cmd:"" hidden:"" help:"Print a generated manual: cli or config."`
+	Docs    docsCmd    `cmd:"" hidden:"" help:"Print a generated manual or completion."`
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
