@@ -17,7 +17,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 src=$work/tocsin
 mkdir "$src"
-cp -a "$top/packaging/debian" "$top/packaging/etc" "$top/packaging/completion" "$top/packaging/tocsin.1" "$top/README.md" "$top/CHANGELOG.md" "$src/"
+cp -a "$top/packaging/debian" "$top/packaging/etc" "$top/packaging/completion" "$top/packaging/volume" "$top/packaging/tocsin.1" "$top/README.md" "$top/CHANGELOG.md" "$src/"
 cp -a "$top/docs" "$src/docs"
 [ ! -d "$top/cloud-init" ] || cp -a "$top/cloud-init" "$src/"
 ln "$binary" "$src/tocsin" 2>/dev/null || cp "$binary" "$src/tocsin"
