@@ -151,7 +151,8 @@ func New(opts Options) (_ *Appliance, err error) {
 	o.Federate = late(func() http.Handler { return a.query.Federate() })
 	o.Alertmanager = late(func() http.Handler { return a.alert.Handler() })
 	o.HostMetrics = late(func() http.Handler { return a.scrape.HostMetrics() })
-	o.Cluster = late(a.cluster)
+	o.Cluster, o.MeshEvents = late(a.cluster), late(a.meshEvents)
+	o.Notifications = late(func() http.Handler { return a.alert.Notifications() })
 	o.Gaps = late(func() http.Handler { return a.heal.Handler() })
 	o.Bucket = late(a.bucketAPI)
 	o.Config = late(a.configStatus)
@@ -239,7 +240,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	ao.Logger, ao.Registerer, ao.SDMetrics = a.component("alert"), opts.Registry, sd
 	ao.Dir = filepath.Join(opts.StoragePath, "alertmanager")
 	ao.ExternalURL, ao.Address, ao.RoutePrefix = a.external, a.self.Address, a.self.RoutePrefix
-	ao.NameValidationScheme = names
+	ao.NameValidationScheme, ao.Replica = names, cfg.Replica.Name
 	if a.mesh != nil { // An interface that holds a nil pointer is not nil.
 		ao.Mesh = a.mesh
 	}

@@ -15,10 +15,6 @@ import (
 	"github.com/tocsin-io/tocsin/web"
 )
 
-// maxSkew is how far two clocks may differ before that is worth a sentence. Samples of two replicas mix badly with less
-// than a scrape interval.
-const maxSkew = time.Second
-
 // findZone is where this replica stands. Where nobody says, that is worth a warning only once there are other zones.
 func (a *Appliance) findZone(cfg *config.Config) string {
 	logger := a.component("mesh")
@@ -86,6 +82,14 @@ func (a *Appliance) cluster() http.Handler {
 	})
 }
 
+// meshEvents answers what happened among the replicas; without a cluster, that is nothing.
+func (a *Appliance) meshEvents() http.Handler {
+	if a.mesh != nil {
+		return a.mesh.Events()
+	}
+	return mesh.NoEvents()
+}
+
 // clusterStatus is for the page: who is there, and a sentence for what is wrong.
 func (a *Appliance) clusterStatus(s *web.Status) {
 	if a.mesh == nil {
@@ -112,7 +116,7 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 			s.Problem("/cluster", fmt.Sprintf("Replica %s in zone %s %s at %s.",
 				m.Name, m.Card.Zone, what, m.Since.UTC().Format("15:04:05 UTC")))
 		}
-		if skew := m.ClockSkew.Abs(); m.Alive && skew > maxSkew {
+		if skew := m.ClockSkew.Abs(); m.Alive && skew > mesh.MaxSkew {
 			s.Problem("/cluster", fmt.Sprintf("The clock of replica %s is %s off this one's: look at its time synchronisation.",
 				m.Name, skew.Round(10*time.Millisecond)))
 		}

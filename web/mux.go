@@ -62,6 +62,8 @@ func (w *Web) mainMux() http.Handler {
 	on("/metrics/node", get, w.o.HostMetrics)
 	on("/api/tocsin/v1/status", get, http.HandlerFunc(w.serveStatus))
 	on("/api/tocsin/v1/cluster", get, w.o.Cluster)
+	on("/api/tocsin/v1/mesh/events", get, w.o.MeshEvents)
+	on("/api/tocsin/v1/notifications", get, w.o.Notifications)
 	on("/api/tocsin/v1/gaps", get, w.o.Gaps)
 	on("/api/tocsin/v1/bucket", get, w.o.Bucket)
 	on("/api/tocsin/v1/config", get, w.o.Config)

@@ -63,14 +63,16 @@ type Options struct {
 	ReadTimeout        time.Duration
 	ShutdownGrace      time.Duration // for running requests; default 10 s
 
-	API          http.Handler // serves /api/v1/...
-	Federate     http.Handler // serves /federate
-	Alertmanager http.Handler // serves /api/v2/...
-	HostMetrics  http.Handler // serves /metrics/node; nil = 404
-	Cluster      http.Handler // serves /api/tocsin/v1/cluster; nil = 404
-	Gaps         http.Handler // serves /api/tocsin/v1/gaps; nil = 404
-	Bucket       http.Handler // serves /api/tocsin/v1/bucket; nil = 404
-	Config       http.Handler // serves /api/tocsin/v1/config; nil = 404
+	API           http.Handler // serves /api/v1/...
+	Federate      http.Handler // serves /federate
+	Alertmanager  http.Handler // serves /api/v2/...
+	HostMetrics   http.Handler // serves /metrics/node; nil = 404
+	Cluster       http.Handler // serves /api/tocsin/v1/cluster; nil = 404
+	Notifications http.Handler // serves /api/tocsin/v1/notifications; nil = 404
+	MeshEvents    http.Handler // serves /api/tocsin/v1/mesh/events; nil = 404
+	Gaps          http.Handler // serves /api/tocsin/v1/gaps; nil = 404
+	Bucket        http.Handler // serves /api/tocsin/v1/bucket; nil = 404
+	Config        http.Handler // serves /api/tocsin/v1/config; nil = 404
 
 	Reload  func(context.Context) error // nil = off
 	Quit    func()                      // nil = off
@@ -182,7 +184,7 @@ func (o *Options) setDefaults() {
 	if o.Status == nil {
 		o.Status = func() Status { return Status{} }
 	}
-	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster, &o.Gaps, &o.Bucket, &o.Config} {
+	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster, &o.MeshEvents, &o.Notifications, &o.Gaps, &o.Bucket, &o.Config} {
 		if *h == nil {
 			*h = http.HandlerFunc(notFound)
 		}

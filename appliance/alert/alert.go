@@ -88,6 +88,8 @@ type Options struct {
 	SDMetrics map[string]discovery.DiscovererMetrics
 	// Dir holds the snapshots of silences and notification log. It is created.
 	Dir string
+	// Replica is this replica's name, which the notification log keeps with what it sends.
+	Replica string
 	// ExternalURL is where people reach this replica. Notifications link to it for rules, and to its /alertmanager
 	// for alerts and silences.
 	ExternalURL *url.URL
@@ -122,6 +124,7 @@ type Alert struct {
 	handler       http.Handler
 	tracing       *tracing.Manager
 	notifyMetrics *notify.Metrics
+	attempts      *attempts
 	// Only where there are replicas to talk to.
 	peers    *peers
 	turns    *turns
@@ -174,6 +177,7 @@ func New(opts Options) (*Alert, error) {
 		metrics:    newMetrics(reg),
 		recorder:   eventrecorder.NopRecorder(),
 		groups:     marker.NewGroupMarker(),
+		attempts:   newAttempts(),
 		started:    time.Now(),
 		stopc:      make(chan struct{}),
 		own:        make(chan map[string][]*targetGroup, 1),

@@ -133,7 +133,7 @@ func start(t *testing.T, dir, amYAML, promYAML string) *replica {
 	log := &lockedBuffer{}
 	a, err := alert.New(alert.Options{
 		Logger: slog.New(slog.NewTextHandler(log, nil)), Registerer: reg, SDMetrics: sd,
-		Dir: dir, ExternalURL: external, Address: "localhost:9090", RoutePrefix: "/",
+		Replica: "alone", Dir: dir, ExternalURL: external, Address: "localhost:9090", RoutePrefix: "/",
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -27,6 +27,9 @@ type idempotencyContext struct{}
 // chain is where the notification log keeps the last key, beside what receivers keep there.
 const chain = "tocsin_idempotency_key"
 
+// signedBy is where it keeps who sent the last notification, see signature.
+const signedBy = "tocsin_replica"
+
 // keyStage gives a notification its idempotency key, for its headers and for the log.
 type keyStage struct {
 	log  *notificationLog

@@ -9,6 +9,8 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +28,10 @@ const (
 	// maxSent bounds how many of its own notifications a replica remembers to find duplicates, and keepSent for how
 	// long: a partition that lasts longer is not counted.
 	maxSent, keepSent = 100_000, 6 * time.Hour
+	// signedFor is how far the time of an entry may be from its signature's: upstream takes it a moment later.
+	signedFor = time.Second
+	// maxReplicaName bounds what is shown of a sender's name, which another replica wrote. The mesh allows as much.
+	maxReplicaName = 253
 	// maxEntry bounds one entry of the notification log as it comes from another replica.
 	maxEntry = 16 << 20
 )
@@ -38,6 +44,8 @@ type upstreamLog = nflog.Log
 // replicas have sent the same.
 type notificationLog struct {
 	*upstreamLog
+	// self is this replica's name.
+	self       string
 	retention  time.Duration
 	duplicates prometheus.Counter
 
@@ -65,11 +73,15 @@ func (k turnKey) recv() *nflogpb.Receiver {
 func (l *notificationLog) Log(r *nflogpb.Receiver, group string, firing, resolved []uint64, store *nflog.Store, expiry time.Duration) error {
 	key, now := keyOf(group, r), time.Now()
 	l.remember(key, sent{at: now, content: content(firing, resolved)})
+	if store == nil {
+		store = nflog.NewStore(nil)
+	}
 	if prev := l.entry(key); prev != nil && !prev.GetTimestamp().AsTime().Before(now) {
-		data := withChain(prev.GetReceiverData(), store)
+		at := prev.GetTimestamp().AsTime().Add(time.Millisecond)
+		store.SetStr(signedBy, signature(l.self, at))
 		prev = &nflogpb.Entry{
-			Receiver: r, GroupKey: []byte(group), FiringAlerts: firing, ResolvedAlerts: resolved, ReceiverData: data,
-			Timestamp: timestamppb.New(prev.GetTimestamp().AsTime().Add(time.Millisecond)),
+			Receiver: r, GroupKey: []byte(group), FiringAlerts: firing, ResolvedAlerts: resolved,
+			ReceiverData: withOurs(prev.GetReceiverData(), store), Timestamp: timestamppb.New(at),
 		}
 		b, err := encodeEntry(prev, now.Add(min(l.retention, max(expiry, time.Minute))))
 		if err != nil {
@@ -80,22 +92,40 @@ func (l *notificationLog) Log(r *nflogpb.Receiver, group string, firing, resolve
 		}
 		return nil
 	}
+	store.SetStr(signedBy, signature(l.self, now))
 	if err := l.upstreamLog.Log(r, group, firing, resolved, store, expiry); err != nil {
 		return fmt.Errorf("note what was sent to %s: %w", key, err)
 	}
 	return nil
 }
 
-// withChain is what receivers keep with an entry, with the idempotency key of the newest notification.
-func withChain(data map[string]*nflogpb.ReceiverDataValue, store *nflog.Store) map[string]*nflogpb.ReceiverDataValue {
+// withOurs is what receivers keep with an entry, with what we keep there of the newest notification.
+func withOurs(data map[string]*nflogpb.ReceiverDataValue, store *nflog.Store) map[string]*nflogpb.ReceiverDataValue {
 	out := map[string]*nflogpb.ReceiverDataValue{}
 	maps.Copy(out, data)
-	if store != nil {
-		if key, ok := store.GetStr(chain); ok {
-			out[chain] = &nflogpb.ReceiverDataValue{Value: &nflogpb.ReceiverDataValue_StrVal{StrVal: key}}
+	for _, name := range []string{chain, signedBy} {
+		if v, ok := store.GetStr(name); ok {
+			out[name] = &nflogpb.ReceiverDataValue{Value: &nflogpb.ReceiverDataValue_StrVal{StrVal: v}}
 		}
 	}
 	return out
+}
+
+// signature is what a replica keeps with an entry to say that it sent that notification. The time is in it because
+// others copy what they find of an earlier notification to the next one, a stock Alertmanager too, which is then not
+// the one that is named.
+func signature(replica string, at time.Time) string {
+	return strconv.FormatInt(at.UnixMilli(), 10) + " " + replica
+}
+
+// senderOf is the replica that sent a notification; "" if it did not say: a stock Alertmanager, or an earlier version.
+func senderOf(e *nflogpb.Entry) string {
+	millis, name, ok := strings.Cut(e.GetReceiverData()[signedBy].GetStrVal(), " ")
+	at, err := strconv.ParseInt(millis, 10, 64)
+	if !ok || err != nil || e.GetTimestamp().AsTime().Sub(time.UnixMilli(at)).Abs() > signedFor {
+		return ""
+	}
+	return shown(name, maxReplicaName)
 }
 
 // Merge takes what other replicas have sent.

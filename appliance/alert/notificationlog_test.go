@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,7 +30,7 @@ func newTestLog(t *testing.T) *notificationLog {
 		t.Fatal(err)
 	}
 	return &notificationLog{
-		upstreamLog: up, retention: time.Hour, duplicates: newMetrics(reg).duplicates, sent: map[turnKey]sent{},
+		upstreamLog: up, self: "a", retention: time.Hour, duplicates: newMetrics(reg).duplicates, sent: map[turnKey]sent{},
 	}
 }
 
@@ -106,6 +107,59 @@ func testDuplicatesAreCounted(t *testing.T) {
 		if n := testutil.ToFloat64(l.duplicates); n != 1 {
 			t.Errorf("replica %s counts %v duplicates, want 1", name, n)
 		}
+	}
+}
+
+// TestSenderIsTheSender holds that the log says who sent the last notification, also where the clock is behind another
+// replica's, and that nobody is named for what a stock Alertmanager sent, which copies what it finds in the log.
+func TestSenderIsTheSender(t *testing.T) {
+	l := newTestLog(t)
+	key := keyOf("g", testReceiver)
+	say := func() {
+		t.Helper()
+		store := nflog.NewStore(l.entry(key))
+		if err := l.Log(testReceiver, "g", []uint64{7}, nil, store, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if got := senderOf(l.entry(key)); got != "a" {
+			t.Errorf("the log says that %q sent it, want a", got)
+		}
+	}
+	merge := func(change func(*nflogpb.Entry)) {
+		t.Helper()
+		e := proto.Clone(l.entry(key)).(*nflogpb.Entry)
+		change(e)
+		b, err := encodeEntry(e, time.Now().Add(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Merge(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say()
+	merge(func(e *nflogpb.Entry) { e.Timestamp = timestamppb.New(time.Now().Add(time.Minute)) })
+	if got := senderOf(l.entry(key)); got != "" {
+		t.Errorf("%q is named for what another sent a minute later", got)
+	}
+	say() // Now the clock is behind.
+	for _, forged := range []string{"", "b", "x b", " b", "99999999999999999999 b"} {
+		merge(func(e *nflogpb.Entry) {
+			e.Timestamp = timestamppb.New(e.GetTimestamp().AsTime().Add(time.Second))
+			e.ReceiverData[signedBy] = &nflogpb.ReceiverDataValue{Value: &nflogpb.ReceiverDataValue_StrVal{StrVal: forged}}
+		})
+		if got := senderOf(l.entry(key)); got != "" {
+			t.Errorf("%q is named by the signature %q", got, forged)
+		}
+	}
+	merge(func(e *nflogpb.Entry) {
+		at := e.GetTimestamp().AsTime().Add(time.Second)
+		e.Timestamp = timestamppb.New(at)
+		long := signature("b\n\x1b[31m"+strings.Repeat("x", 1<<20), at)
+		e.ReceiverData[signedBy] = &nflogpb.ReceiverDataValue{Value: &nflogpb.ReceiverDataValue_StrVal{StrVal: long}}
+	})
+	if got := senderOf(l.entry(key)); len(got) > maxReplicaName || !strings.HasPrefix(got, "b ?[31mx") {
+		t.Errorf("shown with %d bytes: %.20q", len(got), got)
 	}
 }
 

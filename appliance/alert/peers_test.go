@@ -49,7 +49,7 @@ func startCluster(t *testing.T, amYAML, promYAML string) []*replica {
 			t.Fatal(err)
 		}
 		a, err := alert.New(alert.Options{
-			Logger: logger, Registerer: reg, SDMetrics: sd, Mesh: m,
+			Logger: logger, Registerer: reg, SDMetrics: sd, Mesh: m, Replica: name,
 			Dir: filepath.Join(dir, "am"), ExternalURL: &url.URL{Scheme: "http", Host: name}, Address: "localhost:9090", RoutePrefix: "/",
 		})
 		if err != nil {

@@ -229,6 +229,25 @@ func (r *relay) combined(alerts []model.Fingerprint, sources map[string]source, 
 	return out
 }
 
+// elsewhere are the replicas whose rules have an alert firing, if this one's rules do not, nor anybody from outside.
+func (r *relay) elsewhere(fp model.Fingerprint) []string {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var names []string
+	for name, h := range r.said[fp] {
+		if h.resolved(now) {
+			continue
+		}
+		if name == "" || name == r.self {
+			return nil
+		}
+		names = append(names, shown(name, maxReplicaName))
+	}
+	slices.Sort(names)
+	return names
+}
+
 func (r *relay) sources() map[string]source {
 	members := r.mesh.Members()
 	out := make(map[string]source, len(members))

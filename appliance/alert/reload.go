@@ -70,6 +70,9 @@ func (a *Alert) prepare(cfg *config.Config) (*prepared, error) {
 		if rcv.Name == cfg.LogReceiver {
 			built = append(built, newLogIntegration(a.logger, rcv.Name))
 		}
+		for i, one := range built {
+			built[i] = a.attempts.watch(rcv.Name, one, cfg.RedactAlertmanager)
+		}
 		p.receivers[rcv.Name] = built
 		p.integrations += len(built)
 	}

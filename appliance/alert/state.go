@@ -21,7 +21,7 @@ func (a *Alert) openState() error {
 		return err
 	}
 	a.log = &notificationLog{
-		upstreamLog: log, retention: a.opts.Retention, duplicates: a.metrics.duplicates, sent: map[turnKey]sent{},
+		upstreamLog: log, self: a.opts.Replica, retention: a.opts.Retention, duplicates: a.metrics.duplicates, sent: map[turnKey]sent{},
 	}
 	a.silences, err = silence.New(silence.Options{
 		SnapshotFile: a.silenceFile(),

@@ -30,6 +30,7 @@ func (l *loader) alertmanager(cfg *Config, doc *section, v *yaml.Node) {
 	}
 	a := &amReader{loader: l, section: s}
 	cfg.Alertmanager = a.read()
+	cfg.hideAlertmanager = s.secrets.redact
 	l.take(s)
 }
 

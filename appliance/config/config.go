@@ -39,6 +39,8 @@ type Config struct {
 	RuleFiles []string
 	// Alertmanager is the alertmanager section, with absolute paths.
 	Alertmanager *amconfig.Config
+	// hideAlertmanager is a function, so that nothing that prints a Config prints the secrets.
+	hideAlertmanager func(string) string
 	// LogReceiver names the Alertmanager receiver whose notifications also go
 	// to the log. Only the built-in section has one.
 	LogReceiver string
@@ -56,6 +58,15 @@ type Config struct {
 	Bucket *Bucket
 	// ConfigFrom says where the other sections come from; nil where they stand in the file.
 	ConfigFrom *Source
+}
+
+// RedactAlertmanager hides the secrets that stand in the alertmanager section in a sentence, such as the error of a
+// receiver, which may hold its address.
+func (c *Config) RedactAlertmanager(text string) string {
+	if c.hideAlertmanager == nil {
+		return text
+	}
+	return c.hideAlertmanager(text)
 }
 
 // Replica is the identity of this process among its peers. It is read at start

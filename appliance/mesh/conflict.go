@@ -54,7 +54,8 @@ func (c *conflicts) note(existing, other *memberlist.Node, own bool, now time.Ti
 	if !own {
 		if _, ok := c.quiet.allow(existing.Name+address, now); ok {
 			c.logger.Warn("a member appeared at a second address; it is one that restarted, or two replicas have one name",
-				"member", existing.Name, "address", existing.Address(), "second_address", address, "zone", card.Zone)
+				"member", existing.Name, "address", existing.Address(), "second_address", address, "zone", card.Zone,
+				eventKey, eventConflict)
 		}
 		return
 	}
@@ -131,8 +132,8 @@ func (c *conflicts) judge(members []Member, now time.Time, running time.Duration
 		}
 		if since, ok := c.quiet.allow("own "+o.address, now); ok {
 			c.logger.Error("another live replica bears this replica's name; give one of the two another replica.name",
-				"name", self.Name, "its_address", o.address, "its_zone", printable(o.card.Zone, 64), "it_started", o.card.Started,
-				"more_since_last_time", since)
+				"member", self.Name, "its_address", o.address, "its_zone", printable(o.card.Zone, 64), "it_started", o.card.Started,
+				"more_since_last_time", since, eventKey, eventConflict)
 		}
 	}
 	return true, nil

@@ -130,8 +130,9 @@ func (d delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, payl
 	if len(payload) == 8 {
 		theirs = time.Unix(0, int64(binary.BigEndian.Uint64(payload)))
 	}
-	if skew, ok := d.m.table.ponged(n.Name, rtt, theirs, now); ok {
-		d.m.metrics.skew.WithLabelValues(n.Name).Set(skew.Seconds())
+	if p := d.m.table.ponged(n.Name, rtt, theirs, now); p.known {
+		d.m.metrics.skew.WithLabelValues(n.Name).Set(p.skew.Seconds())
+		d.m.compareClock(n.Name, p.skew, p.wasOff, p.off)
 	}
 }
 

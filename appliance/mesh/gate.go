@@ -88,11 +88,11 @@ func (g *gate) refused(side, member string, remote net.Addr, err error) {
 	}
 	if member != "" {
 		g.logger.Warn("a replica cannot be reached by gRPC", "member", member, "remote", addrString(remote),
-			"reason", reason, "err", err, "not_logged_since", since)
+			"reason", reason, "err", err, "not_logged_since", since, eventKey, eventRejected)
 		return
 	}
 	g.logger.Warn("gRPC connection refused", "side", side, "remote", addrString(remote), "reason", reason, "err", err,
-		"not_logged_since", since)
+		"not_logged_since", since, eventKey, eventRefused)
 }
 
 func ipOf(a net.Addr) netip.Addr {

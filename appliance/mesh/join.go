@@ -305,7 +305,7 @@ func (j *joiner) step(now time.Time) {
 	j.mu.Unlock()
 	if alone {
 		j.m.logger.Warn("no peer answers; this replica works alone and goes on trying",
-			"peers", strings.Join(peers[:min(len(peers), 16)], " "))
+			"peers", strings.Join(peers[:min(len(peers), 16)], " "), eventKey, eventAlone)
 	}
 	for _, d := range due {
 		j.start(d.address, d.target, d.greet)
@@ -381,7 +381,7 @@ func (j *joiner) asked(address string, t *target, greet bool, err error) {
 	}
 	if since, ok := j.m.refusals.quiet.allow("join "+address, now); ok {
 		j.m.logger.Warn("the peer at "+address+" refused this replica: does it have the same cluster key and cluster name?",
-			"address", address, "cluster", j.m.cluster, "why", why, "more_since_last_time", since)
+			"address", address, "cluster", j.m.cluster, "why", why, "more_since_last_time", since, eventKey, eventRejected)
 	}
 }
 

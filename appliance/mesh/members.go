@@ -21,6 +21,10 @@ const keepDead = 24 * time.Hour
 // skewSamples is how many pings the clock skew is taken from: that with the shortest way tells it best.
 const skewSamples = 8
 
+// MaxSkew is how far two clocks may differ before that is worth telling. Samples of two replicas mix badly with less than
+// a scrape interval.
+const MaxSkew = time.Second
+
 // Member is one replica, or stock Alertmanager, of the mesh.
 type Member struct {
 	Name string
@@ -50,11 +54,29 @@ type changeKind int
 
 const (
 	joined changeKind = iota
+	// back is a member that joins after it left or died.
+	back
 	gone
 	updated
 	// restarted is another process at the same address, that came before its forerunner was missed.
 	restarted
 )
+
+// event is the kind of event that a change is.
+func (k changeKind) event(left bool) string {
+	switch {
+	case k == joined:
+		return eventJoined
+	case k == back:
+		return eventBack
+	case k == restarted:
+		return eventRestarted
+	case left:
+		return eventLeft
+	default:
+		return eventDied
+	}
+}
 
 // maxChanges bounds the changes that wait for being told.
 const maxChanges = 4096
@@ -75,6 +97,8 @@ type entry struct {
 	Member
 	node  memberlist.Node
 	skews []skewSample
+	// off says that its clock was told of as being off.
+	off bool
 	// leaving is when it said goodbye.
 	leaving time.Time
 }
@@ -125,6 +149,10 @@ func (t *table) alive(n *memberlist.Node, now time.Time) {
 	defer t.mu.Unlock()
 	e := t.members[n.Name]
 	isNew := e == nil || (!e.Alive && !e.Self)
+	kind := joined
+	if e != nil {
+		kind = back
+	}
 	if e == nil {
 		e = &entry{}
 		t.members[n.Name] = e
@@ -141,8 +169,9 @@ func (t *table) alive(n *memberlist.Node, now time.Time) {
 		return
 	}
 	e.Since, e.RTT, e.ClockSkew, e.skews, e.leaving = now, 0, 0, nil, time.Time{}
+	e.off = false
 	if isNew {
-		t.tell(joined, e)
+		t.tell(kind, e)
 	} else {
 		t.tell(restarted, e)
 	}
@@ -171,17 +200,25 @@ func (t *table) leaving(name string) {
 	}
 }
 
+// pong is what the answer to a ping says of a member's clock.
+type pong struct {
+	skew  time.Duration
+	known bool
+	// wasOff and off say whether its clock was, and is, further off than MaxSkew.
+	wasOff, off bool
+}
+
 // ponged notes the answer to a ping. theirs is the member's clock, zero if it did not tell.
-func (t *table) ponged(name string, rtt time.Duration, theirs, now time.Time) (skew time.Duration, known bool) {
+func (t *table) ponged(name string, rtt time.Duration, theirs, now time.Time) pong {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.members[name]
 	if e == nil || e.Self {
-		return 0, false
+		return pong{}
 	}
 	e.LastContact, e.RTT = now, rtt
 	if theirs.IsZero() {
-		return 0, false
+		return pong{}
 	}
 	// Their clock stood so at half the way, if the ways there and back are equally long.
 	e.skews = append(e.skews, skewSample{rtt, theirs.Sub(now.Add(-rtt / 2))})
@@ -189,7 +226,15 @@ func (t *table) ponged(name string, rtt time.Duration, theirs, now time.Time) (s
 		e.skews = slices.Delete(e.skews, 0, len(e.skews)-skewSamples)
 	}
 	e.ClockSkew = slices.MinFunc(e.skews, func(a, b skewSample) int { return cmp.Compare(a.rtt, b.rtt) }).skew
-	return e.ClockSkew, true
+	p := pong{skew: e.ClockSkew, known: true, wasOff: e.off}
+	// A clock at the limit is not told of over and over.
+	if e.off {
+		e.off = p.skew.Abs() > MaxSkew/2
+	} else {
+		e.off = p.skew.Abs() > MaxSkew
+	}
+	p.off = e.off
+	return p
 }
 
 // admits says whether one more member may come.

@@ -65,8 +65,10 @@ type Options struct {
 // Mesh is this replica among the others. It is what a stock Alertmanager's components know as their cluster peer.
 type Mesh struct {
 	logger  *slog.Logger
+	events  *events
 	name    string
 	cluster string
+	version string
 	keyed   bool
 	// awaitsFound says that somebody looks for peers beside us, see SetFound.
 	awaitsFound bool
@@ -128,10 +130,14 @@ func New(opts Options) (_ *Mesh, err error) {
 	if err := os.MkdirAll(opts.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("create the mesh's directory: %w", err)
 	}
+	happened := &events{}
+	opts.Logger = slog.New(keeping{opts.Logger.Handler(), happened})
 	m := &Mesh{
 		logger:  opts.Logger,
+		events:  happened,
 		name:    cfg.Replica.Name,
 		cluster: cfg.Cluster.Name,
+		version: opts.Version,
 		keyed:   len(cfg.ClusterKeys) > 0,
 
 		awaitsFound: cfg.Cluster.Rendezvous != "",
@@ -456,7 +462,7 @@ func (m *Mesh) Settled() bool {
 
 func (m *Mesh) settle(why string) {
 	m.readyOnce.Do(func() {
-		m.logger.Info("the mesh is ready", "why", why, "members", m.table.countAlive())
+		m.logger.Info("the mesh is ready", "why", why, "members", m.table.countAlive(), eventKey, eventReady)
 		close(m.ready)
 	})
 }

@@ -107,5 +107,5 @@ func (r *refusals) note(remote string, why *refusal) {
 		r.logger.Info("a message of the mesh did not arrive whole", attrs...)
 		return
 	}
-	r.logger.Warn("traffic of the mesh was refused", attrs...)
+	r.logger.Warn("traffic of the mesh was refused", append(attrs, eventKey, eventRefused)...)
 }

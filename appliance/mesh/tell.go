@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -91,15 +92,24 @@ func (m *Mesh) told(c change) bool {
 	} else {
 		attrs = append(attrs, "kind", "stock Alertmanager")
 	}
+	if c.kind != updated {
+		attrs = append(attrs, eventKey, c.kind.event(e.Left))
+	}
 	switch c.kind {
-	case joined:
+	case joined, back:
 		m.metrics.joined.Inc()
 		m.metrics.up.WithLabelValues(e.Name).Set(1)
-		m.logger.Info("a member joined the mesh", attrs...)
+		if c.kind == back {
+			m.logger.Info("a member is back in the mesh", attrs...)
+		} else {
+			m.logger.Info("a member joined the mesh", attrs...)
+		}
+		m.compareVersion(e)
 		m.join.greet(e.Name, e.Address, time.Now(), false)
 	case restarted:
 		m.metrics.restarts.Inc()
 		m.logger.Info("a member has restarted", append(attrs, "started", e.Card.Started)...)
+		m.compareVersion(e)
 		m.join.greet(e.Name, e.Address, time.Now(), true)
 	case gone:
 		m.metrics.left.Inc()
@@ -116,6 +126,30 @@ func (m *Mesh) told(c change) bool {
 		return false
 	}
 	return true
+}
+
+// compareVersion tells of a replica with another version than this one's, as during an upgrade.
+func (m *Mesh) compareVersion(e Member) {
+	if own := m.version; e.Card.Cluster != "" && e.Card.Version != own {
+		m.logger.Info("a member has another version than this replica", "member", e.Name,
+			"version", printable(e.Card.Version, 64), "own_version", own, eventKey, eventVersion)
+	}
+}
+
+// compareClock tells of a member whose clock begins, or ceases, to be off.
+func (m *Mesh) compareClock(name string, skew time.Duration, was, off bool) {
+	if was == off {
+		return
+	}
+	if _, ok := m.refusals.quiet.allow(fmt.Sprintf("skew %s %t", name, off), time.Now()); !ok {
+		return // It goes to and fro.
+	}
+	attrs := []any{"member", name, "skew", skew.Round(time.Millisecond), eventKey, eventSkew}
+	if off {
+		m.logger.Warn("the clock of a member is off this replica's: look at its time synchronisation", attrs...)
+	} else {
+		m.logger.Info("the clock of a member agrees with this replica's again", attrs...)
+	}
 }
 
 func (m *Mesh) remember() {
