@@ -1,0 +1,65 @@
+package install
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestUpgradeWaitsForItsTurn holds that a replica whose peer is down is upgraded, goes on running the version before,
+// says so, and restarts by itself when the peer is back.
+func TestUpgradeWaitsForItsTurn(t *testing.T) {
+	w := newWorld(t)
+	v := w.versions()
+	repo := w.repository(packageUnderTest(t))
+	a, b := w.node("a"), w.node("b")
+	services := []*service{{a}, {b}}
+	for _, s := range services {
+		s.node.trust(repo)
+		s.node.write("/etc/tocsin/tocsin.yml", fmt.Sprintf(`prometheus: prometheus.yml
+alertmanager: alertmanager.yml
+cluster: {name: pair, peers: [%s, %s], key_file: /run/credentials/tocsin.service/cluster.key}
+`, a.address, b.address), 0o644)
+		s.node.write("/etc/credstore/tocsin.cluster.key", strings.Repeat("ab", 32)+"\n", 0o600)
+		s.node.boot()
+	}
+	for _, s := range services {
+		s.node.booted(time.Minute)
+		s.node.apt("install", "tocsin")
+		s.isActive()
+	}
+	eventually(t, time.Minute, "both are in the cluster", func() error {
+		body, err := w.get(a.url(9090, "/api/tocsin/v1/cluster"))
+		if err == nil && (!strings.Contains(body, `"a"`) || !strings.Contains(body, `"b"`)) {
+			err = errors.New(body)
+		}
+		return err
+	})
+	b.crash()
+	repo.add(v.pack(v.current+"+2", nil))
+	before := services[0].pid()
+	a.run("apt-get", "update", "-q")
+	out := a.run("env", "TOCSIN_WAIT=3s", "apt-get", "-q", "-y", "upgrade")
+	for _, want := range []string{"waiting", v.current + " goes on running", "tocsin-restart.service goes on waiting", "systemctl restart tocsin"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the upgrade does not say %q: %s", want, out)
+		}
+	}
+	if got := services[0].pid(); got != before {
+		t.Fatalf("it was restarted while its peer is down: process %d, and before %d", got, before)
+	}
+	if got := a.unit("tocsin-restart.service", "ActiveState"); got != "activating" {
+		t.Errorf("nobody waits for its turn: tocsin-restart.service is %s", got)
+	}
+	b.boot()
+	services[1].isActive()
+	eventually(t, 2*time.Minute, "it takes its turn", func() error {
+		if got := services[0].pid(); got == 0 || got == before {
+			return fmt.Errorf("process %d", got)
+		}
+		return nil
+	})
+	services[0].isActive()
+}
