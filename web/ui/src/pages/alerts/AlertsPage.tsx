@@ -17,11 +17,14 @@ import { allRules, queryHref, type RuleOf, ruleText, stateKinds } from "../rules
 import { oldLink, silenceHref } from "../silences/silences";
 import { becameOf, type FateIndex, fateIndex, foreign, type Group, groupIndex, linkOf, managedOf, silenceable } from "./fate";
 import { instancesOf, type OwnRow, ownRows, type RuleHead } from "./rows";
+import { Sent } from "./Sent";
+import { type Notification, type Notifications, sentIndex } from "./sent";
 
 export default function AlertsPage() {
   const groups = usePrometheus<RuleGroups>("rules", { params: { type: "alert" }, refresh: 10_000 });
   const managed = useJSON<ManagedAlert[]>("alertmanager/api/v2/alerts", { refresh: 10_000 });
   const together = useJSON<Group[]>("alertmanager/api/v2/alerts/groups", { refresh: 10_000 });
+  const sent = useJSON<Notifications>("api/tocsin/v1/notifications", { params: { limit: "10000" }, refresh: 10_000 });
   // Links into Alertmanager's own UI arrive here with what they were after.
   const [, navigate] = useLocation();
   useEffect(() => {
@@ -36,7 +39,10 @@ export default function AlertsPage() {
   return (
     <Frame title="Alerts">
       {managed.error && <Failure error={managed.error} />}
-      <Loaded query={groups}>{({ data }) => <List groups={data} managed={managed.data} together={together.data ?? nothing} />}</Loaded>
+      {sent.error && <Failure error={sent.error} />}
+      <Loaded query={groups}>
+        {({ data }) => <List groups={data} managed={managed.data} together={together.data ?? nothing} sent={sent.data} />}
+      </Loaded>
     </Frame>
   );
 }
@@ -54,16 +60,32 @@ interface Fates {
   known?: FateIndex;
   byFingerprint: (fingerprint: string) => ManagedAlert | undefined;
   together: Map<string, string[]>;
+  sent: Map<string, Notification[]>;
+  /** The replicas whose rules have an alert firing, where those here do not. */
+  elsewhere: Record<string, string[]>;
 }
 
-function List({ groups, managed, together }: { groups: RuleGroups; managed: ManagedAlert[] | undefined; together: Group[] }) {
+interface Known {
+  groups: RuleGroups;
+  managed: ManagedAlert[] | undefined;
+  together: Group[];
+  sent: Notifications | undefined;
+}
+
+function List({ groups, managed, together, sent }: Known) {
   const rules = useMemo(() => allRules(groups, "alerting"), [groups]);
   const filter = useFilter(rules, "state", stateOf, ruleText);
   const { search, chosen, shown } = filter;
   const fates = useMemo<Fates>(() => {
     const by = new Map((managed ?? []).map((m) => [m.fingerprint, m]));
-    return { known: managed && fateIndex(managed), byFingerprint: (f) => by.get(f), together: groupIndex(together) };
-  }, [managed, together]);
+    return {
+      known: managed && fateIndex(managed),
+      byFingerprint: (f) => by.get(f),
+      together: groupIndex(together),
+      sent: sentIndex(sent),
+      elsewhere: sent?.elsewhere ?? {},
+    };
+  }, [managed, together, sent]);
   const findOthers = useMemo(() => {
     if (!managed || !fates.known) return () => [];
     const ours = rules.flatMap((r) => r.rule.alerts ?? []);
@@ -81,8 +103,10 @@ function List({ groups, managed, together }: { groups: RuleGroups; managed: Mana
   const rows = useMemo<AnyRow[]>(() => {
     const ours = ownRows(shown, instances, search, folded);
     const theirs = chosen.length === 0 || chosen.includes("firing") ? findOthers(search) : [];
-    return [...ours, ...(theirs.length > 0 ? [{ others: theirs.length }, ...theirs.map((managed) => ({ managed }))] : [])];
-  }, [shown, instances, search, folded, chosen, findOthers]);
+    const byRules = theirs.filter((m) => m.fingerprint in fates.elsewhere);
+    const posted = theirs.filter((m) => !(m.fingerprint in fates.elsewhere));
+    return [...ours, ...foreignRows("By the rules of other replicas", byRules), ...foreignRows("Posted by others", posted)];
+  }, [shown, instances, search, folded, chosen, findOthers, fates]);
   return (
     <>
       <FilterBar
@@ -102,12 +126,17 @@ function List({ groups, managed, together }: { groups: RuleGroups; managed: Mana
   );
 }
 
-type AnyRow = OwnRow | { others: number } | { managed: ManagedAlert };
+type ForeignRow = { others: number; title: string } | { managed: ManagedAlert };
+type AnyRow = OwnRow | ForeignRow;
+
+function foreignRows(title: string, alerts: ManagedAlert[]): ForeignRow[] {
+  return alerts.length === 0 ? [] : [{ others: alerts.length, title }, ...alerts.map((managed) => ({ managed }))];
+}
 
 function keyOf(row: AnyRow): string {
   if ("key" in row) return row.key;
   if ("managed" in row) return row.managed.fingerprint;
-  return "others" in row ? "others" : `${row.group.file}\0${row.group.name}`;
+  return "others" in row ? row.title : `${row.group.file}\0${row.group.name}`;
 }
 
 function Row({ row, fates, onFold }: { row: AnyRow; fates: Fates; onFold: (key: string) => void }) {
@@ -117,8 +146,8 @@ function Row({ row, fates, onFold }: { row: AnyRow; fates: Fates; onFold: (key: 
   if ("others" in row)
     return (
       <h2 className={css.head}>
-        Posted by others
-        <span className={css.hint}>{plural(row.others, "alert")} that no rule here made</span>
+        {row.title}
+        <span className={css.hint}>{plural(row.others, "alert")} that no rule here has firing</span>
       </h2>
     );
   return (
@@ -172,6 +201,7 @@ function Alert({ alert: a, fates }: { alert: PrometheusAlert; fates: Fates }) {
         {a.state === "firing" && fates.known && <Fate alert={managed} fates={fates} />}
         <SilenceLink labels={silenceable(a.labels, managed)} />
       </div>
+      {a.state === "firing" && managed && <Sent alert={managed} notifications={fates.sent.get(managed.fingerprint)} />}
       <LabelList labels={a.labels} without={["alertname"]} />
       <Annotations annotations={a.annotations} />
     </div>
@@ -179,6 +209,7 @@ function Alert({ alert: a, fates }: { alert: PrometheusAlert; fates: Fates }) {
 }
 
 function Foreign({ alert: a, fates }: { alert: ManagedAlert; fates: Fates }) {
+  const from = fates.elsewhere[a.fingerprint];
   return (
     <div className={css.row}>
       <div className={css.line}>
@@ -187,9 +218,11 @@ function Foreign({ alert: a, fates }: { alert: ManagedAlert; fates: Fates }) {
         <span>
           since <Ago at={a.startsAt} />
         </span>
+        {from && <span>by the rules of {from.join(", ")}</span>}
         <Fate alert={a} fates={fates} />
         <SilenceLink labels={a.labels} />
       </div>
+      <Sent alert={a} notifications={fates.sent.get(a.fingerprint)} />
       <LabelList labels={a.labels} without={["alertname"]} />
       <Annotations annotations={a.annotations ?? {}} />
     </div>

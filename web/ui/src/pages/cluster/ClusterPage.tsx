@@ -16,6 +16,7 @@ import { useParam, useParamList } from "../../lib/urlstate";
 import pageCSS from "../pages.module.css";
 import { BucketSection, Key } from "./Bucket";
 import css from "./cluster.module.css";
+import { EventSection } from "./Events";
 import { causeWords, clockWords, gapKinds, gapRows, gapWhat, gapWords, lag, memberState, overlaps, zonesOf } from "./model";
 import { GapTimeline } from "./Timeline";
 import { ZoneMap } from "./ZoneMap";
@@ -28,6 +29,7 @@ export default function ClusterPage() {
         {(c) => (
           <>
             <Members cluster={c} />
+            {c.name && <EventSection />}
             <GapSection />
             <BucketSection />
             <ConfigSection members={c.members} />
