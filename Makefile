@@ -108,14 +108,14 @@ e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbour
 
 # The package on machines of their own; as root, for there are no machines otherwise.
 .PHONY: install-test
-install-test: deb ## The Debian package on fresh machines under systemd: install, upgrade, remove (as root).
-	TOCSIN_DEB=$$(ls $(CURDIR)/$(BIN)/deb/tocsin_*_$(ARCH).deb) go test -count=1 -timeout 20m ./e2e/install
+install-test: deb $(S3) ## The Debian package on fresh machines under systemd: install, upgrade, remove, cloud-init (as root).
+	VERSITYGW=$(CURDIR)/$(S3) TOCSIN_DEB=$$(ls $(CURDIR)/$(BIN)/deb/tocsin_*_$(ARCH).deb) go test -count=1 -timeout 20m ./e2e/install
 
 # The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
 # whatever runs as init: the tests run them on ports of their own.
 TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd python3-swift memcached iproute2 gcc libc6-dev
 # What packs it, checks the package, and makes machines to install it on.
-TEST_DEPS += debhelper dpkg-dev lintian file apt-utils gpg gpg-agent systemd mmdebstrap systemd-container
+TEST_DEPS += debhelper dpkg-dev lintian file apt-utils gpg gpg-agent systemd mmdebstrap systemd-container nftables e2fsprogs mount
 # However it was installed, node is node.
 TEST_DEPS += $(if $(shell command -v npm),,nodejs npm)
 .PHONY: test-deps

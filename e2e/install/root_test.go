@@ -30,7 +30,7 @@ func machinesMissing() error {
 	if os.Geteuid() != 0 {
 		return errors.New("machines need root: run the tests as root")
 	}
-	for _, tool := range []string{"mmdebstrap", "systemd-nspawn", "unshare", "nsenter", "ip", "apt-ftparchive", "dpkg-deb", "gpg"} {
+	for _, tool := range []string{"mmdebstrap", "systemd-nspawn", "unshare", "nsenter", "ip", "apt-ftparchive", "dpkg-deb", "gpg", "nft", "losetup", "mkfs.ext4"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("a program is missing, run `make test-deps`: %w", err)
 		}

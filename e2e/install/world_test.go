@@ -128,7 +128,12 @@ func (w *world) inCore(f func() error) error {
 // serve answers HTTP on a port of the core until the end of the test, and returns the URL for the machines.
 func (w *world) serve(port int, h http.Handler) string {
 	w.t.Helper()
-	address := net.JoinHostPort(coreAddress, strconv.Itoa(port))
+	return w.serveAt(net.JoinHostPort(coreAddress, strconv.Itoa(port)), h)
+}
+
+// serveAt is serve on any address that the core has.
+func (w *world) serveAt(address string, h http.Handler) string {
+	w.t.Helper()
 	var l net.Listener
 	if err := w.inCore(func() (err error) { l, err = net.Listen("tcp", address); return err }); err != nil {
 		w.t.Fatal(err)
