@@ -30,6 +30,7 @@ import (
 	"github.com/tocsin-io/tocsin/appliance/alert"
 	"github.com/tocsin-io/tocsin/appliance/bucket"
 	"github.com/tocsin-io/tocsin/appliance/config"
+	"github.com/tocsin-io/tocsin/appliance/drain"
 	"github.com/tocsin-io/tocsin/appliance/evaluate"
 	"github.com/tocsin-io/tocsin/appliance/federate"
 	"github.com/tocsin-io/tocsin/appliance/heal"
@@ -65,6 +66,7 @@ type Appliance struct {
 	store    *store.Store
 	ledger   *store.Ledger
 	heal     *heal.Heal
+	drain    *drain.Drain
 	bucket   *bucket.Bucket // nil without a bucket section
 	scrape   *scrape.Scrape
 	federate *federate.Federate
@@ -156,6 +158,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	o.Gaps = late(func() http.Handler { return a.heal.Handler() })
 	o.Bucket = late(a.bucketAPI)
 	o.Config = late(a.configStatus)
+	o.Drain = late(func() http.Handler { return a.drain.Handler() })
 	o.Reload, o.Ready, o.Status = a.Reload, a.Ready, a.status
 	o.Version = web.Version(opts.Version.api())
 	if opts.EnableQuit {
@@ -284,6 +287,7 @@ func New(opts Options) (_ *Appliance, err error) {
 	if a.heal, err = a.newHeal(); err != nil {
 		return nil, err
 	}
+	a.newDrain()
 	a.tracing = tracing.NewManager(a.component("tracing"))
 	return a, a.limitMemory()
 }

@@ -120,20 +120,25 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 			s.Problem("/cluster", fmt.Sprintf("The clock of replica %s is %s off this one's: look at its time synchronisation.",
 				m.Name, skew.Round(10*time.Millisecond)))
 		}
+		if m.Alive && m.Card.Drain.Held {
+			s.Problem("/cluster", fmt.Sprintf("Replica %s in zone %s is drained: it is about to be stopped, and no other one may be meanwhile.", m.Name, m.Card.Zone))
+		}
 		s.Cluster.Members = append(s.Cluster.Members, ms)
 	}
 	if len(a.mesh.Peers()) > 1 {
 		return
 	}
-	expected := len(a.Config().Cluster.Peers) > 1
 	if a.rendezvous != nil {
-		st := a.rendezvous.Status()
-		expected = expected || st.Others > 0
-		if st.Problem != "" {
+		if st := a.rendezvous.Status(); st.Problem != "" {
 			s.Problem("/cluster", "Other replicas cannot be looked for in the bucket: "+st.Problem)
 		}
 	}
-	if expected {
+	if a.expectsOthers() {
 		s.Problem("/cluster", "No other replica is in the mesh: this one works alone, and what it sends may be sent by others too.")
 	}
+}
+
+// expectsOthers tells whether there should be other replicas, as far as the configuration or the bucket say.
+func (a *Appliance) expectsOthers() bool {
+	return len(a.Config().Cluster.Peers) > 1 || a.rendezvous != nil && a.rendezvous.Status().Others > 0
 }

@@ -28,10 +28,12 @@ var floors = map[string][]string{
 	"appliance/query":    {"appliance/store", "appliance/mesh", "appliance/config"},
 	"appliance/bucket":   {"appliance/store", "appliance/mesh", "appliance/config", "appliance/bucket/peerspb"},
 	"appliance/heal":     {"appliance/store", "appliance/mesh", "appliance/config", "appliance/heal/peerspb"},
+	"appliance/drain":    {"appliance/store", "appliance/mesh", "appliance/config", "appliance/drain/peerspb"},
 
 	// Messages between replicas, generated.
 	"appliance/alert/peerspb":    {},
 	"appliance/bucket/peerspb":   {},
+	"appliance/drain/peerspb":    {},
 	"appliance/evaluate/peerspb": {},
 	"appliance/heal/peerspb":     {},
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tocsin-io/tocsin/appliance/drain"
 	"github.com/tocsin-io/tocsin/appliance/store"
 )
 
@@ -16,6 +17,9 @@ const (
 	// startPatience is how long one step of the start may take until it counts as stuck: reading the snapshot of what was
 	// in memory tells nothing of how far it is.
 	startPatience = 10 * time.Minute
+	// healPatience is for how long after something of a gap was found or filled another replica that is to be stopped
+	// waits for the rest.
+	healPatience = 15 * time.Minute
 )
 
 // State is how the process is, for who watches over it from outside: a service manager.
@@ -75,49 +79,94 @@ func (a *Appliance) at(stage string) {
 
 // readySentence is what a replica that is ready is at.
 func (a *Appliance) readySentence() string {
-	if a.mesh == nil {
-		return "ready, alone"
-	}
-	alive, known := 0, 0
-	for _, m := range a.mesh.Members() {
-		if m.Self {
-			continue
+	s := "ready, alone"
+	if a.mesh != nil {
+		alive, known := 0, 0
+		for _, m := range a.mesh.Members() {
+			if m.Self {
+				continue
+			}
+			known++
+			if m.Alive {
+				alive++
+			}
 		}
-		known++
-		if m.Alive {
-			alive++
-		}
+		s = fmt.Sprintf("ready, %d of %d peers", alive, known)
 	}
-	s := fmt.Sprintf("ready, %d of %d peers", alive, known)
-	if missing := a.catchingUp(); missing != "" {
+	if missing, _ := a.catchingUp(); missing != "" {
 		s += ", " + missing
+	}
+	switch d := a.drain.State(); d.State {
+	case drain.StateWaiting:
+		s += ", waiting to be drained"
+	case drain.StateDrained:
+		s += ", drained: may be stopped until " + d.Until.Format("15:04:05 UTC")
 	}
 	return s
 }
 
-// catchingUp says what of the outages of this replica is not filled yet, "" for nothing.
-func (a *Appliance) catchingUp() string {
+// catchingUp says what of the outages of this replica is not filled yet, "" for nothing, and whether it gets on.
+func (a *Appliance) catchingUp() (sentence string, moving bool) {
 	if a.mesh == nil || !a.mesh.Keyed() {
-		return ""
+		return "", false
 	}
-	status := a.heal.Status()
 	open := 0
-	for _, g := range status.Gaps {
-		if g.State == store.GapOpen && g.Kind == store.GapReplica {
-			open++
+	var last time.Time
+	for _, g := range a.ledger.Open() {
+		if g.Kind != store.GapReplica {
+			continue
+		}
+		open++
+		if g.Found.After(last) {
+			last = g.Found
+		}
+		for _, f := range g.Fills {
+			if f.At.After(last) {
+				last = f.At
+			}
 		}
 	}
 	if open == 0 {
-		return ""
+		return "", false
 	}
-	s := fmt.Sprintf("catching up: %d gap", open)
+	sentence = fmt.Sprintf("catching up: %d gap", open)
 	if open > 1 {
-		s += "s"
+		sentence += "s"
 	}
-	if h := status.Healing; h != nil && h.Kind == store.GapReplica {
-		s += fmt.Sprintf(", %d %% of one filled", int(100*h.Ratio))
+	moving = time.Since(last) < healPatience
+	if h := a.heal.Healing(); h != nil && h.Kind == store.GapReplica {
+		sentence += fmt.Sprintf(", %d %% of one filled", int(100*h.Ratio))
+		moving = true
 	}
-	return s
+	return sentence, moving
+}
+
+// newDrain makes the guard of rolling upgrades.
+func (a *Appliance) newDrain() {
+	do := drain.Options{
+		Logger: a.component("drain"), Registerer: a.opts.Registry, Unfit: a.unfit,
+		Expects: func() bool { return a.Config().Cluster != nil && a.expectsOthers() }, Stopping: a.stopRequested,
+	}
+	if a.mesh != nil { // An interface that holds a nil pointer is not nil.
+		do.Mesh = a.mesh
+	}
+	a.drain = drain.New(do)
+	a.onClose("drain", a.drain.Close)
+}
+
+// unfit says what keeps this replica from standing in for another one that is to be stopped, in words that follow its
+// name. A gap that has not been filled for long will not be soon: nobody waits for that.
+func (a *Appliance) unfit() string {
+	if a.stopping() {
+		return "is stopping"
+	}
+	if ok, sentence := a.Ready(); !ok {
+		return "is starting: " + sentence
+	}
+	if sentence, moving := a.catchingUp(); moving {
+		return "is " + sentence
+	}
+	return ""
 }
 
 // Alive says what keeps the process from its work, if something does that a restart may mend. It looks at two things

@@ -67,6 +67,7 @@ func (w *Web) mainMux() http.Handler {
 	on("/api/tocsin/v1/gaps", get, w.o.Gaps)
 	on("/api/tocsin/v1/bucket", get, w.o.Bucket)
 	on("/api/tocsin/v1/config", get, w.o.Config)
+	on("/api/tocsin/v1/drain", []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete}, http.NewCrossOriginProtection().Handler(w.o.Drain))
 	on("/federate", get, w.unlessStopping(w.o.Federate))
 	on("/-/healthy", get, http.HandlerFunc(w.serveHealthy))
 	on("/-/ready", get, http.HandlerFunc(w.serveReady))

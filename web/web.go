@@ -73,6 +73,7 @@ type Options struct {
 	Gaps          http.Handler // serves /api/tocsin/v1/gaps; nil = 404
 	Bucket        http.Handler // serves /api/tocsin/v1/bucket; nil = 404
 	Config        http.Handler // serves /api/tocsin/v1/config; nil = 404
+	Drain         http.Handler // serves /api/tocsin/v1/drain; nil = 404
 
 	Reload  func(context.Context) error // nil = off
 	Quit    func()                      // nil = off
@@ -184,7 +185,7 @@ func (o *Options) setDefaults() {
 	if o.Status == nil {
 		o.Status = func() Status { return Status{} }
 	}
-	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster, &o.MeshEvents, &o.Notifications, &o.Gaps, &o.Bucket, &o.Config} {
+	for _, h := range []*http.Handler{&o.API, &o.Federate, &o.Alertmanager, &o.HostMetrics, &o.Cluster, &o.MeshEvents, &o.Notifications, &o.Gaps, &o.Bucket, &o.Config, &o.Drain} {
 		if *h == nil {
 			*h = http.HandlerFunc(notFound)
 		}

@@ -105,6 +105,13 @@ func (h *Heal) finish(*run) {
 	h.progress = nil
 }
 
+// Healing is what is being filled now, nil for nothing.
+func (h *Heal) Healing() *Progress {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.progress
+}
+
 // Status is what is known of gaps.
 type Status struct {
 	// Complete tells that nothing is missing that could be had.

@@ -27,6 +27,16 @@ type Card struct {
 	Completeness float64 `json:"d"`
 	// Config is where it stands with the configuration from the bucket; empty where that does not come from there.
 	Config CardConfig `json:"k,omitzero"`
+	// Drain is that somebody wants to stop it.
+	Drain CardDrain `json:"w,omitzero"`
+}
+
+// CardDrain is how a member tells that somebody wants to stop it; empty where nobody does.
+type CardDrain struct {
+	// Claimed is since when, in Unix milliseconds by its own clock.
+	Claimed int64 `json:"c"`
+	// Held says that it may be stopped.
+	Held bool `json:"h,omitempty"`
 }
 
 // CardConfig is how a member tells where it stands with the configuration from the bucket.
@@ -40,6 +50,9 @@ type CardConfig struct {
 
 // largestConfig is the longest that it can become.
 var largestConfig = CardConfig{Hash: "0123456789ab", Seen: "0123456789ab", State: "applied"}
+
+// largestDrain likewise; the milliseconds of the next two centuries have as many digits.
+var largestDrain = CardDrain{Claimed: 9999999999999, Held: true}
 
 // encodeCard packs a card into what memberlist takes as metadata, at most 512 bytes.
 func encodeCard(c Card) ([]byte, error) {

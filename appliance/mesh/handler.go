@@ -27,6 +27,8 @@ type memberAnswer struct {
 	RTT          float64   `json:"rtt_seconds"`
 	ClockSkew    float64   `json:"clock_skew_seconds"`
 	LastContact  time.Time `json:"last_contact,omitzero"`
+	// Drained says that it may be stopped, and is about to be.
+	Drained bool `json:"drained"`
 	// Config is absent where the configuration does not come from the bucket.
 	Config *configAnswer `json:"config,omitempty"`
 }
@@ -56,6 +58,7 @@ func Serve(name string, members func() []Member) http.Handler {
 				Version: e.Card.Version, Started: e.Card.Started, Completeness: e.Card.Completeness,
 				Alive: e.Alive, Left: e.Left, Self: e.Self,
 				RTT: e.RTT.Seconds(), ClockSkew: e.ClockSkew.Seconds(), LastContact: e.LastContact.UTC(),
+				Drained: e.Alive && e.Card.Drain.Held,
 			})
 			if c := e.Card.Config; c != (CardConfig{}) {
 				a.Members[len(a.Members)-1].Config = &configAnswer{Hash: c.Hash, Seen: c.Seen, State: c.State}

@@ -219,7 +219,7 @@ func (m *Mesh) makeCard(opts Options) error {
 	}
 	// The longest that it can become.
 	largest := m.card
-	largest.Completeness, largest.Config = 0.1234, largestConfig
+	largest.Completeness, largest.Config, largest.Drain = 0.1234, largestConfig, largestDrain
 	if _, err := encodeCard(largest); err != nil {
 		return err
 	}
@@ -542,6 +542,11 @@ func (m *Mesh) SetCompleteness(c float64) {
 // SetConfig tells the others where this replica stands with the configuration from the bucket.
 func (m *Mesh) SetConfig(c CardConfig) {
 	m.changeCard(func(card *Card) { card.Config = c })
+}
+
+// SetDrain tells the others that somebody wants to stop this replica.
+func (m *Mesh) SetDrain(d CardDrain) {
+	m.changeCard(func(card *Card) { card.Drain = d })
 }
 
 func (m *Mesh) changeCard(change func(*Card)) {

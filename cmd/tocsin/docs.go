@@ -45,6 +45,9 @@ func cliManual(app *kong.Application) string {
 		"Exit codes: 0 done, 1 it did not work, 2 the command line or the configuration is wrong.\n")
 	for _, cmd := range app.Leaves(true) {
 		fmt.Fprintf(&b, "\n## tocsin %s\n\n%s\n", cmd.Summary(), cmd.Help)
+		if cmd.Detail != "" {
+			fmt.Fprintf(&b, "\n%s\n", cmd.Detail)
+		}
 		var rows []string
 		for _, f := range shownFlags(cmd) {
 			name := f.Name

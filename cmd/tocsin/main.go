@@ -29,6 +29,7 @@ var version, revision, branch, buildDate string
 type grammar struct {
 	Run     runCmd     `cmd:"" help:"Run a replica: scrape, federate, store, evaluate rules, route alerts, answer queries."`
 	Check   checkCmd   `cmd:"" help:"Check a configuration file with everything that it names, and print every mistake at once."`
+	Drain   drainCmd   `cmd:"" help:"Wait until this replica may be stopped without the cluster missing a second one, and reserve that."`
 	Cluster clusterCmd `cmd:"" help:"Prepare a cluster of replicas."`
 	Config  configCmd  `cmd:"" help:"Change the configuration that the replicas have from the bucket."`
 	Bucket  bucketCmd  `cmd:"" help:"Look at the blocks in the bucket."`
