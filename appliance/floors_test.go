@@ -44,9 +44,10 @@ var floors = map[string][]string{
 	"web":    {"web/ui"},
 	"web/ui": {},
 	// The tests from outside speak HTTP, files and signals only: they would find nothing that a user could not.
-	"e2e":        {"e2e/steady"},
-	"e2e/bench":  {},
-	"e2e/steady": {},
+	"e2e":         {"e2e/steady"},
+	"e2e/bench":   {},
+	"e2e/install": {"e2e/steady"},
+	"e2e/steady":  {},
 }
 
 func TestImportsGoDownward(t *testing.T) {
