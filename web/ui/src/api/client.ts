@@ -29,6 +29,8 @@ export interface Request {
   method?: "GET" | "POST" | "PUT" | "DELETE";
   /** Sent as JSON. */
   json?: unknown;
+  /** Reads the answer in place of JSON.parse. */
+  parse?: (text: string) => unknown;
 }
 
 /** The path below which this UI is, with slashes at both ends. */
@@ -92,7 +94,7 @@ export async function requestJSON<T>(path: string, request: Request = {}): Promi
   const text = await res.text();
   if (text === "") return undefined as T;
   try {
-    return JSON.parse(text) as T;
+    return (request.parse ?? JSON.parse)(text) as T;
   } catch {
     throw new ApiError("The answer is not what it should be: it is no JSON. A proxy may have answered instead.", res.status);
   }

@@ -9,6 +9,7 @@ import { useSettings } from "../../lib/settings";
 import { formatTime, zoneName } from "../../lib/time";
 import css from "./query.module.css";
 import { align, type Series, type Stretch, stack, summarize } from "./series";
+import { alone, thin, widened } from "./thin";
 
 export interface Exemplar {
   time: number;
@@ -53,10 +54,12 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
   const [hidden, setHidden] = useState<ReadonlySet<string>>(new Set());
   const { times, columns } = useMemo(() => align(series, start, end, step), [series, start, end, step]);
   const shown = useMemo(() => names.map((n) => !hidden.has(n)), [names, hidden]);
+  // Only on a stack do the others move when one is hidden.
+  const stackOf = stacked ? shown : undefined;
   const drawn = useMemo(() => {
-    const c = stacked ? stack(columns, (i) => shown[i]!) : columns;
-    return log ? c.map((col) => col.map((v) => (v !== null && v <= 0 ? null : v))) : c;
-  }, [columns, stacked, log, shown]);
+    const c = stackOf ? stack(columns, (i) => stackOf[i]!) : columns;
+    return log ? c.map((col) => col.map((v) => (v <= 0 ? Number.NaN : v))) : c;
+  }, [columns, stackOf, log]);
   const colour = (i: number) => palette[scheme][i % palette[scheme].length]!;
   const zoom = useRef(onZoom);
   zoom.current = onZoom;
@@ -65,9 +68,11 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
   overlay.current = { stretches, exemplars };
   // biome-ignore lint/correctness/useExhaustiveDependencies: they are what changed
   useEffect(() => plot.current?.redraw(false, false), [stretches, exemplars]);
+  const visible = useRef(shown);
+  visible.current = shown;
   const summary = useMemo(() => summarize(names, columns, formatShort), [names, columns]);
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: colour follows the scheme, and what is shown is set below
+  // biome-ignore lint/correctness/useExhaustiveDependencies: colour follows the scheme, and what is shown of lines is set below
   useEffect(() => {
     const root = box.current!;
     const style = getComputedStyle(root);
@@ -90,26 +95,35 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
       }
       return best;
     };
+    const n = times.length;
     const showTip = (u: uPlot) => {
       const t = tip.current!;
-      const { left = -1, top = -1, idx } = u.cursor;
-      if (left < 0 || idx === null || idx === undefined) {
-        t.style.display = "none";
+      const { left = -1, top = -1 } = u.cursor;
+      if (left < 0 || n === 0) {
+        t.style.display = mark.style.display = "none";
         return;
       }
-      // The line that is nearest to the pointer, at this time.
+      // The sample that is nearest to the pointer, of those that were asked for and not of what was drawn of them: many fall into
+      // one column of pixels.
+      const stepWidth = u.valToPos(step / 1000, "x") - u.valToPos(0, "x");
+      const zero = u.valToPos(times[0]!, "x");
+      const index = (x: number) => Math.max(0, Math.min(n - 1, Math.round((x - zero) / stepWidth)));
       let best = -1;
+      let at = index(left);
       let d = Number.POSITIVE_INFINITY;
-      for (let i = 1; i < u.data.length; i++) {
-        const v = u.data[i]![idx];
-        if (!u.series[i]!.show || v === null || v === undefined) continue;
-        const away = Math.abs(u.valToPos(v, "y") - top);
-        if (away < d) {
-          d = away;
-          best = i;
+      for (let i = index(left - 2), to = index(left + 2); i <= to; i++) {
+        const dx = zero + i * stepWidth - left;
+        for (let s = 0; s < drawn.length; s++) {
+          if (!visible.current[s]) continue;
+          const away = Math.hypot(dx, u.valToPos(drawn[s]![i]!, "y") - top);
+          if (away < d) {
+            d = away;
+            best = s;
+            at = i;
+          }
         }
       }
-      const at = u.posToVal(left, "x") * 1000;
+      const pointed = u.posToVal(left, "x") * 1000;
       const lines: [string, string?][] = [];
       const exemplar = nearestExemplar(u);
       if (exemplar) {
@@ -117,10 +131,16 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
         lines.push([`exemplar ${exemplar.value} ${formatSeries(exemplar.labels)}`]);
         lines.push([formatSeries(exemplar.series)]);
       } else {
-        lines.push([`${formatTime(u.data[0]![idx]! * 1000, utc)} ${zoneName(utc, at)}`]);
-        if (best > 0) lines.push([`${columns[best - 1]![idx]}`, colour(best - 1)], [names[best - 1]!]);
+        const ms = Math.round(times[at]! * 1000);
+        lines.push([`${formatTime(ms, utc)} ${zoneName(utc, ms)}`]);
+        if (best >= 0) lines.push([`${columns[best]![at]}`, colour(best)], [names[best]!]);
       }
-      for (const s of overlay.current.stretches) if (s.from <= at && at <= s.to) lines.push([s.text]);
+      mark.style.display = best >= 0 && !exemplar ? "block" : "none";
+      if (best >= 0) {
+        mark.style.background = colour(best);
+        mark.style.transform = `translate(${u.valToPos(times[at]!, "x")}px, ${u.valToPos(drawn[best]![at]!, "y")}px)`;
+      }
+      for (const s of overlay.current.stretches) if (s.from <= pointed && pointed <= s.to) lines.push([s.text]);
       t.replaceChildren(
         ...lines.map(([text, c], i) => {
           const div = document.createElement("div");
@@ -147,18 +167,24 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
       t.style.top = `${Math.max(0, Math.min(top, u.height - 90))}px`;
     };
     // Each fills down to the one below it.
-    const visible = names.map((_, i) => i + 1).filter((i) => shown[i - 1]);
-    const bands: uPlot.Band[] = stacked ? visible.slice(1).map((i, n) => ({ series: [i, visible[n]!] })) : [];
+    const layers = names.map((_, i) => i + 1).filter((i) => shown[i - 1]);
+    const bands: uPlot.Band[] = stacked ? layers.slice(1).map((i, n) => ({ series: [i, layers[n]!] })) : [];
     // Fine details cost most where nobody can see them: several points in each column of pixels.
     const dense = times.length > 2 * root.clientWidth;
-    const many = times.length * names.length > 100_000;
+    const data = (): uPlot.AlignedData => {
+      const d = thin(times, drawn, root.clientWidth);
+      return [d.times, ...d.columns];
+    };
+    let width = root.clientWidth;
+    const first = data();
+    const many = first[0].length * names.length > 100_000;
     const options: uPlot.Options = {
       bands,
       width: root.clientWidth,
       height: 340,
       padding: [10, 8, 0, 0],
       legend: { show: false },
-      cursor: { drag: { x: true, y: false, setScale: false, dist: 4 }, points: { size: 7 }, focus: { prox: many ? -1 : 30 } },
+      cursor: { drag: { x: true, y: false, setScale: false, dist: 4 }, points: { show: false }, focus: { prox: many ? -1 : 30 } },
       focus: { alpha: 0.35 },
       scales: {
         x: { time: true, range: () => [start / 1000, end / 1000] },
@@ -210,8 +236,9 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
           width: dense ? 1 : 1.5,
           dash: dense ? undefined : dashes[Math.floor(i / palette[scheme].length) % dashes.length],
           fill: stacked ? `${colour(i)}59` : undefined,
-          points: { show: times.length < 2 },
+          points: { show: times.length < 2, filter: (u: uPlot, s: number, show: boolean) => (show ? null : alone(u.data[s]!)) },
           spanGaps: false,
+          gaps: (_u: uPlot, _s: number, _from: number, _to: number, gaps: uPlot.Series.Gap[]) => widened(gaps, 2 * devicePixelRatio),
         })),
       ],
       hooks: {
@@ -259,15 +286,32 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
         ],
       },
     };
-    const u = new uPlot(options, [times, ...drawn], root);
+    const u = new uPlot(options, first, root);
+    const mark = document.createElement("div");
+    mark.className = css.mark!;
+    mark.style.display = "none";
+    u.over.append(mark);
     plot.current = u;
-    const resized = new ResizeObserver(() => u.setSize({ width: root.clientWidth, height: 340 }));
+    const resized = new ResizeObserver(() => {
+      if (root.clientWidth === width) return;
+      width = root.clientWidth;
+      u.batch(() => {
+        u.setSize({ width, height: 340 });
+        u.setData(data());
+      });
+    });
     resized.observe(root);
     return () => {
       resized.disconnect();
       u.destroy();
     };
-  }, [times, drawn, names, stacked, log, yMin, scheme, settings.utc, start, end]);
+  }, [times, drawn, names, stacked, log, yMin, scheme, settings.utc, start, end, step]);
+  useEffect(() => {
+    const u = plot.current!;
+    u.batch(() => {
+      for (const [i, show] of shown.entries()) if (u.series[i + 1]?.show !== show) u.setSeries(i + 1, { show });
+    });
+  }, [shown]);
 
   // A click shows one alone, and all again; with Ctrl or Cmd it hides or shows that one.
   const pick = (name: string, toggle: boolean) => {

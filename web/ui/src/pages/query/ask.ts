@@ -2,6 +2,7 @@
 
 import { keepPreviousData, type UseQueryResult, useQuery } from "@tanstack/react-query";
 import { type Answer, type ApiError, type Params, requestPrometheus } from "../../api/client";
+import { parseMatrix } from "./matrix";
 import type { Sample, Series } from "./series";
 
 export interface Stats {
@@ -51,7 +52,8 @@ export function useAsk({ path, expr, end, range, step, run, enabled = true }: Qu
         path === "query"
           ? { query: expr, time: to / 1000, stats: "all" }
           : { query: expr, start: (to - range) / 1000, end: to / 1000, step: step / 1000, stats: "all" };
-      const answer = await requestPrometheus<QueryData>(path, { params, signal });
+      const parse = path === "query_range" ? parseMatrix : undefined;
+      const answer = await requestPrometheus<QueryData>(path, { params, signal, parse });
       return { ...answer, took: performance.now() - began, start: to - range, end: to, step };
     },
     enabled: enabled && expr.trim() !== "",
@@ -59,6 +61,7 @@ export function useAsk({ path, expr, end, range, step, run, enabled = true }: Qu
     gcTime: 60_000,
     refetchOnWindowFocus: false,
     placeholderData: keepPreviousData,
+    structuralSharing: false, // Comparing all samples would cost more than drawing them.
   });
 }
 

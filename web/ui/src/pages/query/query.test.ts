@@ -4,6 +4,8 @@ import { countExpr, type Node, serialize } from "./ast";
 import { emptyPanel, formatPanels, nextRange, parsePanels, stepOf } from "./model";
 import { align, stack, stretches, summarize } from "./series";
 
+const nothing = Number.NaN;
+
 describe("the address", () => {
   test("is Prometheus's", () => {
     const [a, b] = parsePanels(
@@ -93,28 +95,28 @@ describe("the graph", () => {
   ];
   test("leaves holes where nothing is", () => {
     const { times, columns } = align(series, 10_000, 30_000, 10_000);
-    expect(times).toEqual([10, 20, 30]);
-    expect(columns).toEqual([
-      [1, null, 3],
-      [-2, null, null],
+    expect([...times]).toEqual([10, 20, 30]);
+    expect(columns.map((c) => [...c])).toEqual([
+      [1, nothing, 3],
+      [-2, nothing, nothing],
     ]);
   });
   test("stacks what is shown, each sign its own way", () => {
     const c = [
-      [1, null, 1],
+      [1, nothing, 1],
       [2, 2, -1],
       [3, 3, -2],
-    ];
-    expect(stack(c, () => true)).toEqual([
-      [1, null, 1],
+    ].map((v) => Float64Array.from(v));
+    expect(stack(c, () => true).map((v) => [...v])).toEqual([
+      [1, nothing, 1],
       [3, 2, -1],
       [6, 5, -3],
     ]);
-    expect(stack(c, (i) => i !== 1)[2]).toEqual([4, 3, -2]);
+    expect([...stack(c, (i) => i !== 1)[2]!]).toEqual([4, 3, -2]);
   });
   test("is told in words", () => {
-    expect(summarize(["up"], [[1, null, 3]], String)).toBe("One series. up: from 1 to 3, last 3.");
-    expect(summarize(["x"], [[null]], String)).toBe("One series. x: nothing to draw.");
+    expect(summarize(["up"], [Float64Array.of(1, nothing, 3)], String)).toBe("One series. up: from 1 to 3, last 3.");
+    expect(summarize(["x"], [Float64Array.of(nothing)], String)).toBe("One series. x: nothing to draw.");
     expect(summarize([], [], String)).toBe("No series.");
   });
 });

@@ -9,9 +9,16 @@ export interface Histogram {
   sum: string;
   buckets?: [number, string, string, string][];
 }
+/** Points in the order of time: seconds, and what was there. */
+export interface Samples {
+  times: Float64Array;
+  values: Float64Array;
+}
 export interface Series {
   metric: Labels;
   values?: Sample[];
+  /** In place of values where a range was asked for. */
+  samples?: Samples;
   histograms?: [number, Histogram][];
   value?: Sample;
   histogram?: [number, Histogram];
@@ -21,18 +28,20 @@ export function parseValue(v: string): number {
   return v === "+Inf" ? Number.POSITIVE_INFINITY : v === "-Inf" ? Number.NEGATIVE_INFINITY : Number(v);
 }
 
-export type Column = (number | null)[];
+/** NaN is nothing. */
+export type Column = Float64Array;
 
-/** One time axis in seconds, and a column for each series, with null where there is nothing to draw. */
-export function align(series: Series[], start: number, end: number, step: number): { times: number[]; columns: Column[] } {
+/** One time axis in seconds, and a column for each series, with NaN where there is nothing to draw. */
+export function align(series: Series[], start: number, end: number, step: number): { times: Float64Array; columns: Column[] } {
   const n = Math.floor((end - start) / step + 1e-6) + 1;
-  const times = Array.from({ length: n }, (_, i) => (start + i * step) / 1000);
+  const times = Float64Array.from({ length: n }, (_, i) => (start + i * step) / 1000);
   const columns = series.map((s) => {
-    const column: Column = new Array(n).fill(null);
+    const column = new Float64Array(n).fill(Number.NaN);
     const put = (t: number, v: number) => {
       const i = Math.round((t * 1000 - start) / step);
       if (i >= 0 && i < n && Number.isFinite(v)) column[i] = v;
     };
+    if (s.samples) for (let i = 0; i < s.samples.times.length; i++) put(s.samples.times[i]!, s.samples.values[i]!);
     for (const [t, v] of s.values ?? []) put(t, parseValue(v));
     // Of a native histogram, the graph shows what its name would count.
     for (const [t, h] of s.histograms ?? []) put(t, parseValue(h.count));
@@ -49,7 +58,7 @@ export function stack(columns: Column[], shown: (i: number) => boolean): Column[
   return columns.map((c, s) => {
     if (!shown(s)) return c;
     return c.map((v, i) => {
-      if (v === null) return null;
+      if (Number.isNaN(v)) return v;
       const sums = v < 0 ? down : up;
       sums[i]! += v;
       return sums[i]!;
@@ -101,7 +110,7 @@ export function summarize(names: string[], columns: Column[], format: (v: number
     let max = Number.NEGATIVE_INFINITY;
     let last: number | null = null;
     for (const v of c) {
-      if (v === null) continue;
+      if (Number.isNaN(v)) continue;
       if (v < min) min = v;
       if (v > max) max = v;
       last = v;
