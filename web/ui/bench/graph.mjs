@@ -78,14 +78,14 @@ try {
   const named = (role, name) => page.getByRole(role, { name, exact: true });
   const legend = page.getByRole("group", { name: "Series", exact: true }).getByRole("button").nth(3);
   const wide = page.viewportSize();
-  await redraw("another width", [
-    () => page.setViewportSize({ ...wide, width: wide.width - 200 }),
-    () => page.setViewportSize(wide),
-  ]);
+  await redraw("another width", [() => page.setViewportSize({ ...wide, width: wide.width - 200 }), () => page.setViewportSize(wide)]);
   await redraw("one alone, all again", [() => legend.click(), () => legend.click()]);
   await redraw("without one, with it", [() => legend.click({ modifiers: ["Control"] }), () => legend.click({ modifiers: ["Control"] })]);
   await redraw("log scale on, off", [() => named("checkbox", "Log scale").click(), () => named("checkbox", "Log scale").click()]);
-  await redraw("stacked, lines", [() => page.getByText("Stacked", { exact: true }).click(), () => page.getByText("Lines", { exact: true }).click()]);
+  await redraw("stacked, lines", [
+    () => page.getByText("Stacked", { exact: true }).click(),
+    () => page.getByText("Lines", { exact: true }).click(),
+  ]);
   await redraw("dark, light", [() => page.emulateMedia({ colorScheme: "dark" }), () => page.emulateMedia({ colorScheme: "light" })]);
   const over = await page.locator(".u-over").boundingBox();
   let n = 0;
@@ -102,5 +102,7 @@ try {
 
 function row(name, ms) {
   const sorted = [...ms].sort((a, b) => a - b);
-  console.log(`${name.padEnd(24)} median ${median(ms).toFixed(0).padStart(5)} ms   least ${sorted[0].toFixed(0).padStart(5)} ms   most ${sorted.at(-1).toFixed(0).padStart(5)} ms`);
+  console.log(
+    `${name.padEnd(24)} median ${median(ms).toFixed(0).padStart(5)} ms   least ${sorted[0].toFixed(0).padStart(5)} ms   most ${sorted.at(-1).toFixed(0).padStart(5)} ms`,
+  );
 }

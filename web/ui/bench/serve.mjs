@@ -14,6 +14,7 @@ export async function serve(answers, behind) {
     "<head>",
     '<head><base href="/"><script type="application/json" id="settings">{}</script>',
   );
+  const asked = new Set();
   const server = createServer((req, res) => {
     const path = new URL(req.url, "http://x").pathname;
     const file = join(build, path);
@@ -24,12 +25,13 @@ export async function serve(answers, behind) {
       res.setHeader("Content-Type", "application/json");
       res.end(answers[path]);
     } else if (behind && /^\/(api|-|alertmanager\/api|version)\b/.test(path)) {
-      req.pipe(
-        request(behind + req.url, { method: req.method, headers: req.headers }, (answer) => {
-          res.writeHead(answer.statusCode, answer.headers);
-          answer.pipe(res);
-        }).on("error", () => res.writeHead(502).end()),
-      );
+      const ask = request(behind + req.url, { method: req.method, headers: req.headers }, (answer) => {
+        res.writeHead(answer.statusCode, answer.headers);
+        answer.pipe(res);
+      });
+      ask.on("error", () => res.destroy()).on("close", () => asked.delete(ask));
+      asked.add(ask); // streams do not end by themselves
+      req.pipe(ask);
     } else if (path === "/-/ready") {
       res.end("ready");
     } else if (path.startsWith("/api/") || path.startsWith("/alertmanager/api/")) {
@@ -46,6 +48,7 @@ export async function serve(answers, behind) {
     close: () => {
       server.closeAllConnections();
       server.close();
+      for (const s of asked) s.destroy();
     },
   };
 }

@@ -1,4 +1,3 @@
-import { Tooltip } from "@mantine/core";
 import { useEffect, useState } from "react";
 import { humanDuration } from "../lib/duration";
 import { useSettings } from "../lib/settings";
@@ -26,17 +25,21 @@ export function useNow(): number {
   return now;
 }
 
+// The hover text is the browser's own: a tooltip for each time in a long list would cost more than the list.
+
 /** A moment in the zone that was chosen, the other one on hover. */
 export function Time({ at, millis }: { at: Instant | null | undefined; millis?: boolean }) {
   const { settings } = useSettings();
   const ms = toMs(at);
   if (ms === null) return <>never</>;
   return (
-    <Tooltip label={`${formatTime(ms, !settings.utc, millis)} ${zoneName(!settings.utc, ms)}`}>
-      <time dateTime={new Date(ms).toISOString()} className="num">
-        {formatTime(ms, settings.utc, millis)}
-      </time>
-    </Tooltip>
+    <time
+      dateTime={new Date(ms).toISOString()}
+      className="num"
+      title={`${formatTime(ms, !settings.utc, millis)} ${zoneName(!settings.utc, ms)}`}
+    >
+      {formatTime(ms, settings.utc, millis)}
+    </time>
   );
 }
 
@@ -47,11 +50,9 @@ export function Ago({ at, none = "never" }: { at: Instant | null | undefined; no
   const ms = toMs(at);
   if (ms === null) return <>{none}</>;
   return (
-    <Tooltip label={`${formatTime(ms, settings.utc)} ${zoneName(settings.utc, ms)}`}>
-      <time dateTime={new Date(ms).toISOString()} className="num">
-        {relativeTime(ms, now)}
-      </time>
-    </Tooltip>
+    <time dateTime={new Date(ms).toISOString()} className="num" title={`${formatTime(ms, settings.utc)} ${zoneName(settings.utc, ms)}`}>
+      {relativeTime(ms, now)}
+    </time>
   );
 }
 
@@ -62,10 +63,12 @@ export function Lasting({ since, none = "unknown" }: { since: Instant | null | u
   const ms = toMs(since);
   if (ms === null) return <>{none}</>;
   return (
-    <Tooltip label={`since ${formatTime(ms, settings.utc)} ${zoneName(settings.utc, ms)}`}>
-      <time dateTime={new Date(ms).toISOString()} className="num">
-        {humanDuration(Math.max(0, Math.floor((now - ms) / 1000) * 1000))}
-      </time>
-    </Tooltip>
+    <time
+      dateTime={new Date(ms).toISOString()}
+      className="num"
+      title={`since ${formatTime(ms, settings.utc)} ${zoneName(settings.utc, ms)}`}
+    >
+      {humanDuration(Math.max(0, Math.floor((now - ms) / 1000) * 1000))}
+    </time>
   );
 }

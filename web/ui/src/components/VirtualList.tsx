@@ -1,5 +1,5 @@
 import { useWindowVirtualizer } from "@tanstack/react-virtual";
-import { type ReactNode, useLayoutEffect, useRef, useState } from "react";
+import { type ReactNode, useCallback, useLayoutEffect, useMemo, useRef, useState } from "react";
 
 /** A list of any length that scrolls with the page: only what is in view is there. Rows may have any height. */
 export function VirtualList<T>({
@@ -10,6 +10,7 @@ export function VirtualList<T>({
 }: {
   items: readonly T[];
   estimate: number;
+  /** A function of its own, not made anew each time. */
   itemKey: (item: T, i: number) => string | number;
   children: (item: T, i: number) => ReactNode;
 }) {
@@ -20,12 +21,14 @@ export function VirtualList<T>({
     const at = box.current ? box.current.getBoundingClientRect().top + window.scrollY : 0;
     setTop((old) => (Math.abs(old - at) > 1 ? at : old));
   });
+  // The virtualizer asks for all keys again whenever a row turns out to have another height.
+  const keys = useMemo(() => items.map(itemKey), [items, itemKey]);
   const v = useWindowVirtualizer({
     count: items.length,
     estimateSize: () => estimate,
     overscan: 8,
     scrollMargin: top,
-    getItemKey: (i) => itemKey(items[i]!, i),
+    getItemKey: useCallback((i: number) => keys[i]!, [keys]),
   });
   return (
     <div ref={box} role="list" style={{ position: "relative", height: v.getTotalSize() }}>

@@ -27,9 +27,11 @@ export function formatTime(ms: number, utc: boolean, millis = false): string {
 /** The zone's short name: UTC, CET, GMT+2. */
 export function zoneName(utc: boolean, ms: number = Date.now()): string {
   if (utc) return "UTC";
-  const part = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts(ms).find((p) => p.type === "timeZoneName");
-  return part?.value ?? "local";
+  // Making one takes longer than all else of a time.
+  zoneFormat ??= new Intl.DateTimeFormat(undefined, { timeZoneName: "short" });
+  return zoneFormat.formatToParts(ms).find((p) => p.type === "timeZoneName")?.value ?? "local";
 }
+let zoneFormat: Intl.DateTimeFormat | undefined;
 
 /** "3m 20s ago", "in 2h". */
 export function relativeTime(ms: number, now: number): string {

@@ -43,16 +43,16 @@ function List({ t, pool, setPool }: { t: Targets; pool: string; setPool: (pool: 
       {rows.length === 0 ? (
         <Empty>{all.length === 0 ? "Service discovery has found nothing." : "Nothing that was found is like that."}</Empty>
       ) : (
-        <VirtualList
-          items={rows}
-          estimate={120}
-          itemKey={(r) => ("found" in r ? `${r.found.pool} ${JSON.stringify(r.found.before)}` : `pool ${r.pool}`)}
-        >
+        <VirtualList items={rows} estimate={120} itemKey={keyOf}>
           {(r) => <RowView row={r} />}
         </VirtualList>
       )}
     </>
   );
+}
+
+function keyOf(r: Row): string {
+  return "found" in r ? `${r.found.pool} ${JSON.stringify(r.found.before)}` : `pool ${r.pool}`;
 }
 
 function RowView({ row }: { row: Row }) {

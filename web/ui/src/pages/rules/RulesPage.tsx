@@ -36,12 +36,16 @@ function List({ groups }: { groups: RuleGroups }) {
       {rows.length === 0 ? (
         <Empty>{rules.length === 0 ? "The configuration names no rules." : "No rule is like that."}</Empty>
       ) : (
-        <VirtualList items={rows} estimate={80} itemKey={(r, i) => ("rule" in r ? i : `group ${r.group.file} ${r.group.name}`)}>
+        <VirtualList items={rows} estimate={80} itemKey={keyOf}>
           {(r) => <Row row={r} />}
         </VirtualList>
       )}
     </>
   );
+}
+
+function keyOf(r: RuleRow, i: number): string | number {
+  return "rule" in r ? i : `group ${r.group.file} ${r.group.name}`;
 }
 
 function Row({ row }: { row: RuleRow }) {

@@ -62,6 +62,8 @@ const kinds: Record<Silence["status"]["state"], Kind> = { active: "info", pendin
 const states = (["active", "pending", "expired"] as const).map((s) => ({ value: s, label: s, kind: kinds[s] }));
 const stateOf = (s: Silence) => s.status.state;
 
+const idOf = (s: Silence) => s.id;
+
 function List({ all }: { all: Silence[] }) {
   const [id, setID] = useParam("id");
   const alerts = useJSON<ManagedAlert[]>("alertmanager/api/v2/alerts", { refresh: 10_000 });
@@ -107,7 +109,7 @@ function List({ all }: { all: Silence[] }) {
                 : "No silence is like that."}
         </Empty>
       ) : (
-        <VirtualList items={shown} estimate={96} itemKey={(s) => s.id}>
+        <VirtualList items={shown} estimate={96} itemKey={idOf}>
           {(s) => <Item silence={s} alerts={silenced.get(s.id) ?? []} known={alerts.data !== undefined} onExpire={() => setExpiring(s)} />}
         </VirtualList>
       )}

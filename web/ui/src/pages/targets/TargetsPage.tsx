@@ -40,16 +40,16 @@ function List({ all, pool, setPool }: { all: Targets; pool: string; setPool: (po
           {all.activeTargets.length === 0 ? "There is nothing to scrape: no scrape pool has a target." : "No target is like that."}
         </Empty>
       ) : (
-        <VirtualList
-          items={rows}
-          estimate={70}
-          itemKey={(r) => ("pool" in r ? `pool ${r.pool}` : `${r.target.scrapePool} ${r.target.scrapeUrl} ${targetText(r.target)}`)}
-        >
+        <VirtualList items={rows} estimate={93} itemKey={keyOf}>
           {(r) => <Row row={r} />}
         </VirtualList>
       )}
     </>
   );
+}
+
+function keyOf(r: TargetRow): string {
+  return "pool" in r ? `pool ${r.pool}` : `${r.target.scrapePool} ${r.target.scrapeUrl} ${JSON.stringify(r.target.labels)}`;
 }
 
 function Row({ row }: { row: TargetRow }) {
