@@ -103,7 +103,7 @@ test-ui: ui ## The tests of the browser UI's logic. What was built is tested by 
 	npm --prefix web/ui run --silent test
 
 .PHONY: e2e
-e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbours.
+e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbours, and a browser against it.
 	TOCSIN=$(CURDIR)/$(BIN)/tocsin THANOS=$(CURDIR)/$(THANOS) VERSITYGW=$(CURDIR)/$(S3) go test -count=1 -timeout 45m -parallel 4 $$(go list ./e2e/... | grep -v /e2e/install)
 
 # The package on machines of their own; as root, for there are no machines otherwise.
@@ -111,9 +111,16 @@ e2e: build $(THANOS) $(S3) ## End to end: the real binary against real neighbour
 install-test: deb $(S3) ## The Debian package on fresh machines under systemd: install, upgrade, remove, cloud-init (as root).
 	VERSITYGW=$(CURDIR)/$(S3) TOCSIN_DEB=$$(ls $(CURDIR)/$(BIN)/deb/tocsin_*_$(ARCH).deb) go test -count=1 -timeout 20m ./e2e/install
 
+# The browser tests take pictures of every page in every state, light and dark, wide and narrow. Two of them are the README's.
+.PHONY: screenshots
+screenshots: build test-deps ## Take the pictures of the README anew (all of them: web/ui/e2e/screenshots).
+	TOCSIN=$(CURDIR)/$(BIN)/tocsin CI=true go test -count=1 -timeout 15m -run '^TestBrowser' ./e2e/
+	cp web/ui/e2e/screenshots/readme-query.png docs/images/query.png
+	cp web/ui/e2e/screenshots/readme-cluster.png docs/images/cluster.png
+
 # The neighbours are Debian's own packages, and the race detector needs a C compiler. Their services must not start,
 # whatever runs as init: the tests run them on ports of their own.
-TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd python3-swift memcached iproute2 gcc libc6-dev
+TEST_DEPS := prometheus prometheus-alertmanager prometheus-node-exporter python3-aiosmtpd python3-swift memcached iproute2 chromium gcc libc6-dev
 # What packs it, checks the package, and makes machines to install it on.
 TEST_DEPS += debhelper dpkg-dev lintian file apt-utils gpg gpg-agent systemd mmdebstrap systemd-container nftables e2fsprogs mount
 # However it was installed, node is node.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"time"
 
@@ -90,6 +91,16 @@ func (a *Appliance) meshEvents() http.Handler {
 	return mesh.NoEvents()
 }
 
+var calledZone = regexp.MustCompile(`(?i)^zone\b`)
+
+// zoneWords says that it is a zone without saying it twice.
+func zoneWords(zone string) string {
+	if calledZone.MatchString(zone) {
+		return zone
+	}
+	return "zone " + zone
+}
+
 // clusterStatus is for the page: who is there, and a sentence for what is wrong.
 func (a *Appliance) clusterStatus(s *web.Status) {
 	if a.mesh == nil {
@@ -113,8 +124,8 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 			if m.Left {
 				ms.State = "stopped"
 			}
-			s.Problem("/cluster", fmt.Sprintf("Replica %s in zone %s %s at %s.",
-				m.Name, m.Card.Zone, what, m.Since.UTC().Format("15:04:05 UTC")))
+			s.Problem("/cluster", fmt.Sprintf("Replica %s in %s %s at %s.",
+				m.Name, zoneWords(m.Card.Zone), what, m.Since.UTC().Format("15:04:05 UTC")))
 		}
 		if skew := m.ClockSkew.Abs(); m.Alive && skew > mesh.MaxSkew {
 			s.Problem("/cluster", fmt.Sprintf("The clock of replica %s is %s off this one's: look at its time synchronisation.",

@@ -58,6 +58,7 @@ func (a *Appliance) bucketStatus(s *web.Status) {
 	if a.bucket == nil {
 		return
 	}
+	s.Bucket = true
 	st := a.bucket.Status()
 	if st.Problem != "" {
 		text := "The bucket cannot be listed: " + st.Problem

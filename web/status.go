@@ -28,6 +28,7 @@ type Status struct {
 	Rules    RuleStatus    `json:"rules"`
 	Config   ConfigStatus  `json:"config"`
 	Storage  StorageStatus `json:"storage"`
+	Bucket   bool          `json:"bucket"` // whether there is object storage
 	// Addresses are further addresses in use, such as the mesh's.
 	Addresses []AddressStatus `json:"-"` // among those of the answer
 }

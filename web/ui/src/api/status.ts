@@ -26,6 +26,7 @@ export interface Status {
     free_bytes: number;
     oldest?: string;
   };
+  bucket: boolean;
   prometheus_url: string;
   alertmanager_url: string;
   addresses: { name: string; address: string }[];

@@ -148,18 +148,13 @@ export function Shell() {
             </Menu.Target>
             <Menu.Dropdown>
               <Menu.Label>Colours</Menu.Label>
-              {schemes.map((s) => (
-                <Menu.Item
-                  key={s.value}
-                  role="menuitemradio"
-                  aria-checked={colorScheme === s.value}
-                  leftSection={<s.icon size={15} />}
-                  rightSection={colorScheme === s.value ? "✓" : null}
-                  onClick={() => setColorScheme(s.value)}
-                >
-                  {s.label}
-                </Menu.Item>
-              ))}
+              <Menu.RadioGroup value={colorScheme} onChange={(v) => setColorScheme(v as typeof colorScheme)}>
+                {schemes.map((s) => (
+                  <Menu.RadioItem key={s.value} value={s.value} rightSection={<s.icon size={15} aria-hidden />}>
+                    {s.label}
+                  </Menu.RadioItem>
+                ))}
+              </Menu.RadioGroup>
               <Menu.Divider />
               <Menu.Item leftSection={<IconKeyboard size={15} />} onClick={openSheet}>
                 Keyboard shortcuts

@@ -62,6 +62,8 @@ export const theme = createTheme({
   respectReducedMotion: true,
   components: {
     Tooltip: { defaultProps: { openDelay: 300, withArrow: true, events: { hover: true, focus: true, touch: true } } },
+    // Instead of a placeholder that no menu may hold, its first item has the focus.
+    Menu: { defaultProps: { withInitialFocusPlaceholder: false } },
     Table: { defaultProps: { verticalSpacing: 6, horizontalSpacing: "sm" } },
     Checkbox: { styles: { label: { paddingInlineStart: "0.4rem" } } },
     SegmentedControl: { styles: { label: { paddingInline: "0.625rem" } } },

@@ -79,7 +79,19 @@ export function formatSeries(labels: Labels): string {
 
 export { quote as quoteString };
 
+/** A value of the API's, with as many digits as are read. */
+export function formatValue(text: string): string {
+  const v = Number(text);
+  return Number.isFinite(v) ? String(Number(v.toPrecision(6))) : text;
+}
+
 /** "zone a", without saying it twice. */
 export function zoneWords(name: string): string {
   return /^zone\b/i.test(name) ? name : `zone ${name}`;
+}
+
+/** A message of the server's as a sentence among others. */
+export function sentence(message: string): string {
+  if (message === "") return "";
+  return `${message.charAt(0).toUpperCase()}${message.slice(1)}${/[.!?]$/.test(message) ? "" : "."}`;
 }

@@ -10,7 +10,7 @@ import { Failure, Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
-import { formatCount, formatSeries, type Labels, plural } from "../../lib/format";
+import { formatCount, formatSeries, formatValue, type Labels, plural } from "../../lib/format";
 import { searchIndex } from "../../lib/search";
 import css from "../pages.module.css";
 import { allRules, queryHref, type RuleOf, ruleText, stateKinds } from "../rules/rules";
@@ -197,7 +197,7 @@ function Alert({ alert: a, fates }: { alert: PrometheusAlert; fates: Fates }) {
         <span>
           since <Ago at={a.activeAt} />
         </span>
-        <span className={css.hint}>value {a.value}</span>
+        <span className={css.hint}>value {formatValue(a.value)}</span>
         {a.state === "firing" && fates.known && <Fate alert={managed} fates={fates} />}
         <SilenceLink labels={silenceable(a.labels, managed)} />
       </div>

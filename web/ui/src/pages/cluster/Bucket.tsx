@@ -1,8 +1,11 @@
 import { Progress } from "@mantine/core";
+import { useState } from "react";
 import { useJSON } from "../../api/hooks";
+import type { Status } from "../../api/status";
 import { Loaded } from "../../components/Loaded";
 import { type Kind, Notice, State } from "../../components/Notice";
 import { Ago, Time } from "../../components/Time";
+import { humanDuration } from "../../lib/duration";
 import { formatBytes, formatCount, plural } from "../../lib/format";
 import pageCSS from "../pages.module.css";
 import css from "./cluster.module.css";
@@ -63,15 +66,20 @@ const uploadWords: Record<Upload["state"], [string, Kind]> = {
   failed: ["failed, and is tried again", "bad"],
 };
 
+/** So many blocks are listed until more are asked for: some are always waiting to be deleted. */
+const mostReasons = 5;
+
 /** Of the windows that are done, so many: the rest is in the drawing. */
 const mostDone = 6;
 
 export function BucketSection() {
-  const bucket = useJSON<Bucket>("api/tocsin/v1/bucket", { refresh: 15_000 });
+  const status = useJSON<Status>("api/tocsin/v1/status", { refresh: 10_000 });
+  const none = status.data?.bucket === false;
+  const bucket = useJSON<Bucket>("api/tocsin/v1/bucket", { refresh: 15_000, enabled: status.data !== undefined && !none });
   return (
     <section className={css.section} aria-label="Bucket">
       <h2 className={pageCSS.head}>Bucket</h2>
-      {bucket.error?.status === 404 ? (
+      {none ? (
         <p>
           This replica has no bucket: its data are on its own disk, for as long as its retention says. A section <code>bucket</code> in the
           configuration keeps them in object storage too.
@@ -86,10 +94,10 @@ export function BucketSection() {
 function Known({ b }: { b: Bucket }) {
   const segments = coverage(b.windows);
   const { whole, not_whole, missing } = b.coverage;
-  const said =
-    segments.length === 0
-      ? "No window of data is there yet: each two hours are uploaded about an hour after their end."
-      : `${plural(whole, "window")} of two hours ${whole === 1 ? "is" : "are"} there whole, ${formatCount(not_whole)} with something missing; ${formatCount(missing)} in between ${missing === 1 ? "is" : "are"} not there.`;
+  const w = b.windows[0];
+  const said = !w
+    ? "No window of data is there yet: each two hours are uploaded about an hour after their end."
+    : `${plural(whole, "window")} of ${humanDuration(w.end - w.begin)} ${whole === 1 ? "is" : "are"} there whole, ${formatCount(not_whole)} with something missing; ${formatCount(missing)} in between ${missing === 1 ? "is" : "are"} not there.`;
   const waiting = b.upload.windows.filter((w) => w.state !== "covered");
   const done = b.upload.windows.filter((w) => w.state === "covered").slice(-mostDone);
   const c = b.compaction;
@@ -208,13 +216,14 @@ function UploadRow({ u }: { u: Upload }) {
 }
 
 function Reasons({ title, list }: { title: string; list: Reason[] | null }) {
+  const [most, setMost] = useState(mostReasons);
   if (!list || list.length === 0) return null;
   return (
     <>
       <h3 className={pageCSS.head}>
         {title} <span className={pageCSS.hint}>{plural(list.length, "block")}</span>
       </h3>
-      {list.slice(0, 50).map((r) => (
+      {list.slice(0, most).map((r) => (
         <div key={r.block} className={pageCSS.row}>
           <code>{r.block}</code>
           <span className={pageCSS.hint}>
@@ -227,7 +236,11 @@ function Reasons({ title, list }: { title: string; list: Reason[] | null }) {
           </span>
         </div>
       ))}
-      {list.length > 50 && <p>And {formatCount(list.length - 50)} more.</p>}
+      {list.length > most && (
+        <button type="button" className={pageCSS.more} onClick={() => setMost(most * 10)}>
+          Show more
+        </button>
+      )}
     </>
   );
 }

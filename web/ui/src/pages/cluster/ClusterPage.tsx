@@ -11,13 +11,13 @@ import { Loaded } from "../../components/Loaded";
 import { Empty, type Kind, Notice, State } from "../../components/Notice";
 import { Ago, Time, useNow } from "../../components/Time";
 import { humanDuration, parseDuration } from "../../lib/duration";
-import { formatPercent, plural, zoneWords } from "../../lib/format";
+import { formatPercent, plural, sentence, zoneWords } from "../../lib/format";
 import { useParam, useParamList } from "../../lib/urlstate";
 import pageCSS from "../pages.module.css";
 import { BucketSection, Key } from "./Bucket";
 import css from "./cluster.module.css";
 import { EventSection } from "./Events";
-import { causeWords, clockWords, gapKinds, gapRows, gapWhat, gapWords, lag, memberState, overlaps, zonesOf } from "./model";
+import { causeWords, clockWords, gapKinds, gapRows, gapWhat, gapWords, lag, memberState, overlaps, sinceOf, zonesOf } from "./model";
 import { GapTimeline } from "./Timeline";
 import { ZoneMap } from "./ZoneMap";
 
@@ -45,7 +45,7 @@ const memberKinds: Record<ReturnType<typeof memberState>, Kind> = { alive: "well
 function Members({ cluster }: { cluster: Cluster }) {
   const status = useJSON<Status>("api/tocsin/v1/status", { refresh: 10_000 });
   const now = useNow();
-  const since = useMemo(() => new Map(status.data?.cluster.members.map((m) => [m.name, m.since])), [status.data]);
+  const since = useMemo(() => sinceOf(cluster.members, status.data?.cluster.members ?? []), [cluster, status.data]);
   const urls = useMemo(() => new Map(status.data?.cluster.members.map((m) => [m.name, m.url])), [status.data]);
   return (
     <section className={css.section} aria-label="Replicas">
@@ -142,7 +142,7 @@ function KnownGaps({ all, to }: { all: Gaps; to: number }) {
         {all.complete
           ? "Nothing is missing that could be had."
           : `${formatPercent(all.completeness)} of what could be had is here; queries take the rest from the other replicas.`}{" "}
-        {all.problem}
+        {sentence(all.problem ?? "")}
       </p>
       <div className={pageCSS.bar}>
         <SegmentedControl

@@ -11,6 +11,7 @@ import {
   layoutMap,
   mapWords,
   memberState,
+  sinceOf,
   timelineWords,
   timeTicks,
   zoneDistance,
@@ -176,4 +177,17 @@ test("text of drawings has the room that it has", () => {
   expect(cutText("zone-a", 100)).toBe("zone-a");
   expect(cutText("a-very-long-name", 66)).toBe("a-very-lo…");
   expect(cutText("abc", 0)).toBe("…");
+});
+
+test("since when a member is gone is not said by who still saw it alive", () => {
+  const told = { zone: "a", version: "1", self: false, rtt_seconds: 0, clock_skew_seconds: 0, since: "2026-01-01T00:00:00Z" };
+  const since = sinceOf(
+    [member("a", "a"), member("b", "b", { alive: false }), member("c", "c", { alive: false, left: true })],
+    [
+      { ...told, name: "a", state: "alive" },
+      { ...told, name: "b", state: "alive" },
+      { ...told, name: "c", state: "stopped" },
+    ],
+  );
+  expect([...since.keys()]).toEqual(["a", "c"]);
 });

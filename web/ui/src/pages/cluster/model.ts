@@ -1,5 +1,6 @@
 // What the cluster page makes of answers: where things are drawn, and how they are said.
 
+import type { StatusMember } from "../../api/status";
 import type { Cluster, Gap, Gaps, Interval, Member } from "../../api/types";
 import type { Kind } from "../../components/Notice";
 import { humanDuration } from "../../lib/duration";
@@ -9,6 +10,12 @@ export type MemberState = "alive" | "stopped" | "gone";
 
 export function memberState(m: Member): MemberState {
   return m.alive ? "alive" : m.left ? "stopped" : "gone";
+}
+
+/** Since when members are what they are. The two answers are not from the same moment: what they disagree about is not known. */
+export function sinceOf(members: Member[], told: StatusMember[]): Map<string, string | undefined> {
+  const states = new Map(members.map((m) => [m.name, memberState(m)]));
+  return new Map(told.filter((s) => states.get(s.name) === s.state).map((s) => [s.name, s.since]));
 }
 
 export interface Zone {

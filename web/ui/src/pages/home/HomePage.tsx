@@ -144,7 +144,7 @@ function PageLink({ to, children }: { to: string; children: string }) {
 }
 
 function Raw({ path, children }: { path: string; children: string }) {
-  return <a href={apiURL(path)}>{children}</a>;
+  return <Anchor href={apiURL(path)}>{children}</Anchor>;
 }
 
 function Alerts({ s }: { s: Status }) {

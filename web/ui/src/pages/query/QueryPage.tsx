@@ -66,15 +66,9 @@ export default function QueryPage() {
             </Menu.Target>
             <Menu.Dropdown>
               {choices.map(([key, label]) => (
-                <Menu.Item
-                  key={key}
-                  role="menuitemcheckbox"
-                  aria-checked={settings[key]}
-                  rightSection={settings[key] ? "✓" : null}
-                  onClick={() => set({ [key]: !settings[key] })}
-                >
+                <Menu.CheckboxItem key={key} checked={settings[key]} onChange={(on) => set({ [key]: on })}>
                   {label}
-                </Menu.Item>
+                </Menu.CheckboxItem>
               ))}
               <Menu.Divider />
               <Menu.Item onClick={forget}>Forget the remembered queries</Menu.Item>

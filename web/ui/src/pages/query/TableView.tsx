@@ -2,7 +2,7 @@ import { Button, Group } from "@mantine/core";
 import { useState } from "react";
 import { Empty } from "../../components/Notice";
 import { Time } from "../../components/Time";
-import { formatCount, formatSeries, type Labels, quoteLabelName, quoteString } from "../../lib/format";
+import { formatCount, formatSeries, formatValue, type Labels, quoteLabelName, quoteString } from "../../lib/format";
 import { type QueryData, seriesOf } from "./ask";
 import css from "./query.module.css";
 import type { Histogram, Series } from "./series";
@@ -109,6 +109,8 @@ function Values({ s }: { s: Series }) {
   );
 }
 
+const barWidth = 120;
+
 /** A native histogram: its buckets as bars, with their bounds. */
 function HistogramValue({ h }: { h: Histogram }) {
   const buckets = h.buckets ?? [];
@@ -123,13 +125,16 @@ function HistogramValue({ h }: { h: Histogram }) {
         <tbody>
           {buckets.map(([kind, from, to, count]) => (
             <tr key={`${from} ${to}`}>
-              <td style={{ textAlign: "left", border: 0, padding: "0 0.5rem 0 0" }}>
+              {/* The bounds are powers of roots of two. */}
+              <td title={`${from} to ${to}`} style={{ textAlign: "left", border: 0, padding: "0 0.5rem 0 0" }}>
                 {signs[kind]?.[0]}
-                {from}, {to}
+                {formatValue(from)}, {formatValue(to)}
                 {signs[kind]?.[1]}
               </td>
-              <td style={{ border: 0, padding: 0, width: 120 }}>
-                <div style={{ height: 8, background: "var(--info)", width: `${most > 0 ? (Number(count) / most) * 100 : 0}%` }} />
+              <td style={{ border: 0, padding: 0 }}>
+                <div style={{ width: barWidth }}>
+                  <div style={{ height: 8, background: "var(--info)", width: `${most > 0 ? (Number(count) / most) * 100 : 0}%` }} />
+                </div>
               </td>
               <td style={{ border: 0, padding: "0 0 0 0.5rem" }}>{count}</td>
             </tr>

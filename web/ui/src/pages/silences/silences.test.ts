@@ -64,6 +64,7 @@ describe("the form", () => {
     expect(endOf({ ...draft, endsAt: now + 5 }, now)).toBe(now + 5);
     expect(endOf({ ...draft, duration: null }, now)).toBeNull();
     expect(durationText({ ...draft, endsAt: now + hour + 20_000 }, now)).toBe("1h");
+    expect(durationText({ ...draft, startsAt: Number.NaN }, now)).toBe("2h");
   });
   test.each<[Partial<Draft>, string]>([
     [{}, ""],

@@ -103,10 +103,9 @@ export function endOf(d: Draft, now: number): number | null {
 
 /** How long from now, or from the start, as the field shows it. */
 export function durationText(d: Draft, now: number): string {
-  const end = endOf(d, now);
-  if (end === null || Number.isNaN(end)) return "";
-  const ms = end - Math.max(d.startsAt ?? now, now);
-  return d.endsAt === null ? formatDuration(ms) : formatDuration(Math.round(ms / 60_000) * 60_000);
+  if (d.endsAt === null) return d.duration === null ? "" : formatDuration(d.duration);
+  const ms = d.endsAt - Math.max(d.startsAt ?? now, now);
+  return Number.isNaN(ms) ? "" : formatDuration(Math.round(ms / 60_000) * 60_000);
 }
 
 /** What is missing, in a sentence; the rest is for the server to say. */

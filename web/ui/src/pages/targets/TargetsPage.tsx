@@ -1,3 +1,4 @@
+import { Anchor } from "@mantine/core";
 import { useMemo, useState } from "react";
 import { usePrometheus } from "../../api/hooks";
 import type { Target, Targets } from "../../api/types";
@@ -71,7 +72,7 @@ function TargetItem({ target: t }: { target: Target }) {
       <div className={css.line}>
         <State kind={healthKinds[t.health]}>{t.health}</State>
         <span className={css.grow}>
-          <a href={t.globalUrl}>{t.scrapeUrl}</a>
+          <Anchor href={t.globalUrl}>{t.scrapeUrl}</Anchor>
         </span>
         <span className={css.hint}>
           {"last scrape "}

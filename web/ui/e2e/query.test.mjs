@@ -1,0 +1,81 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { until, Visit, world } from "./browser.mjs";
+
+const expr = "rate(http_requests_total[15s])";
+
+/** How much of the graph is in the colours of its lines: axes and grid are grey. */
+const coloured = (page) =>
+  page.evaluate(() => {
+    const canvas = document.querySelector(".uplot canvas");
+    const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+    copy.drawImage(canvas, 0, 0);
+    const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+    let n = 0;
+    for (let i = 0; i < data.length; i += 4) {
+      const [r, g, b, a] = data.subarray(i, i + 4);
+      if (a > 128 && Math.max(r, g, b) - Math.min(r, g, b) > 60) n++;
+    }
+    return n;
+  });
+
+const asked = (page, name) => new URL(page.url()).searchParams.get(`g0.${name}`);
+
+async function drawn(page) {
+  await page.locator(".uplot canvas").waitFor();
+  await until("the graph has lines", async () => (await coloured(page)) > 500);
+}
+
+test("a query goes from typing to its graph, and the address has it all", async () => {
+  const v = await Visit.at(world.replicas.a.url, "/query");
+  const { page } = v;
+  await page.locator(".cm-content").click();
+  await page.keyboard.type("rate(http_req");
+  await page
+    .locator(".cm-tooltip-autocomplete li")
+    .filter({ hasText: /^http_requests_total/ })
+    .click();
+  await until("it is completed", async () => (await page.locator(".cm-content").innerText()).includes("http_requests_total"));
+  await page.keyboard.type("[15s])");
+  await page.keyboard.press("Enter");
+
+  const rows = page.locator("main section table").first().locator("> tbody > tr");
+  await until("all series are in the table", async () => (await rows.count()) === 12);
+  for (const row of await rows.all()) assert.match(await row.innerText(), /\{.*instance="shop-\d".*\}\s+\d/s);
+  assert.equal(asked(page, "expr"), expr);
+  assert.equal(asked(page, "tab"), "table");
+
+  await page.getByText("Graph", { exact: true }).click();
+  await page.getByLabel("Range", { exact: true }).fill("2m");
+  await page.keyboard.press("Enter");
+  await until("the range is in the address", () => asked(page, "range_input") === "2m");
+  await drawn(page);
+  assert.equal(asked(page, "tab"), "graph");
+  assert.equal((await page.getByRole("group", { name: "Series" }).getByRole("button").count()) >= 12, true);
+
+  const address = page.url();
+  await page.reload();
+  await drawn(page);
+  assert.equal(page.url(), address);
+  await until("the editor has the expression", async () => (await page.locator(".cm-content").innerText()).trim() === expr);
+
+  await page.goBack();
+  await until("the range of before is back", () => asked(page, "range_input") === "1h");
+  await page.goBack();
+  await until("the table is back", async () => asked(page, "tab") === "table" && (await rows.count()) === 12);
+  await page.goForward();
+  await page.goForward();
+  await until("forward leads to the graph", () => asked(page, "range_input") === "2m");
+  await drawn(page);
+  await v.end();
+});
+
+test("an error is shown with the server's text", async () => {
+  const v = await Visit.at(world.replicas.a.url, `/query?g0.expr=${encodeURIComponent("sum(up")}&g0.tab=table`);
+  await v.page
+    .getByRole("alert")
+    .filter({ hasText: /parse error: unclosed left parenthesis/ })
+    .waitFor();
+  v.complaints = v.complaints.filter((c) => !/\b400\b/.test(c));
+  await v.end();
+});
