@@ -134,12 +134,14 @@ export class Visit {
     await until("nothing moves", () => this.page.evaluate(() => document.getAnimations().every((a) => a.playState !== "running")));
   }
 
-  /** Axe finds nothing, light and dark, wide and narrow; and there is a picture of each, of the whole page where nothing is open above it. */
+  /** Axe finds nothing, light and dark, wide and narrow, where nothing is wider than the screen; and there is a picture of each, of the whole page where nothing is open above it. */
   async accessible(name, picture = { fullPage: true }) {
     const found = [];
     for (const size of [desktop, phone]) {
       for (const scheme of ["light", "dark"]) {
         await this.look(scheme, size);
+        const wide = await this.page.evaluate(() => document.documentElement.scrollWidth);
+        if (wide > size.width) found.push(`${name}, ${scheme}: ${wide} px wide on a screen of ${size.width}`);
         for (const v of await this.#axe()) {
           for (const n of v.nodes) {
             found.push(`${name}, ${scheme}, ${size.width} px: ${v.id}: ${n.target.join(" ")}\n${n.html}\n${n.failureSummary}`);
