@@ -15,8 +15,10 @@ cp "$binary" "$work/$name/tocsin"
 cd "$top"
 cp -a LICENSE README.md CHANGELOG.md packaging/etc packaging/tocsin.1 packaging/completion "$work/$name/"
 cp -a docs/*.md "$work/$name/docs/"
-# A drop-in folder is named in prometheus.yml; nothing need be in it.
-[ "$2" != linux ] || cp -a packaging/debian/tocsin.service packaging/debian/tocsin.sysusers "$work/$name/"
+if [ "$2" = linux ]; then
+  mkdir "$work/$name/systemd"
+  cp -a packaging/debian/tocsin.service packaging/debian/tocsin.sysusers packaging/volume/* "$work/$name/systemd/"
+fi
 packaging/notices.sh > "$work/$name/third-party-notices.txt"
 tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$(git log -1 --format=%ct)" -cf - "$name" | gzip -6n > "$out/$name.tar.gz"
 cd "$out"
