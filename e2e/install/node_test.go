@@ -290,17 +290,6 @@ func (n *node) crash() {
 	removeCgroup(n.cgroup)
 }
 
-// freeze stops all processes of the machine; thaw lets them go on.
-func (n *node) freeze() { n.write2cgroup("1") }
-func (n *node) thaw()   { n.write2cgroup("0") }
-
-func (n *node) write2cgroup(value string) {
-	n.t.Helper()
-	if err := os.WriteFile(filepath.Join(n.cgroup, "payload", "cgroup.freeze"), []byte(value), 0); err != nil {
-		n.t.Fatal(err)
-	}
-}
-
 // cut takes the machine off the network; join puts it back.
 func (n *node) cut()  { n.w.must("ip", "-n", n.w.core(), "link", "set", "v-"+n.name, "down") }
 func (n *node) join() { n.w.must("ip", "-n", n.w.core(), "link", "set", "v-"+n.name, "up") }
