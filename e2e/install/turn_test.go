@@ -1,6 +1,8 @@
 package install
 
 import (
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"strings"
@@ -16,13 +18,18 @@ func TestUpgradeWaitsForItsTurn(t *testing.T) {
 	repo := w.repository(packageUnderTest(t))
 	a, b := w.node("a"), w.node("b")
 	services := []*service{{a}, {b}}
+	secret := make([]byte, 32)
+	if _, err := rand.Read(secret); err != nil {
+		t.Fatal(err)
+	}
+	key := base64.StdEncoding.EncodeToString(secret) + "\n"
 	for _, s := range services {
 		s.node.trust(repo)
 		s.node.write("/etc/tocsin/tocsin.yml", fmt.Sprintf(`prometheus: prometheus.yml
 alertmanager: alertmanager.yml
 cluster: {name: pair, peers: [%s, %s], key_file: /run/credentials/tocsin.service/cluster.key}
 `, a.address, b.address), 0o644)
-		s.node.write("/etc/credstore/tocsin.cluster.key", strings.Repeat("ab", 32)+"\n", 0o600)
+		s.node.write("/etc/credstore/tocsin.cluster.key", key, 0o600)
 		s.node.boot()
 	}
 	for _, s := range services {
