@@ -20,15 +20,18 @@ export interface Options {
   /** Milliseconds between refreshes; pages in the background do not ask. */
   refresh?: number;
   enabled?: boolean;
+  /** So much that comparing it with what was there before costs more than showing it anew. */
+  large?: boolean;
 }
 
 /** GET /api/v1/<path>, in Prometheus's envelope. */
-export function usePrometheus<T>(path: string, { params, refresh, enabled }: Options = {}): UseQueryResult<Answer<T>, ApiError> {
+export function usePrometheus<T>(path: string, { params, refresh, enabled, large }: Options = {}): UseQueryResult<Answer<T>, ApiError> {
   return useQuery<Answer<T>, ApiError>({
     queryKey: ["prometheus", path, params ?? {}],
     queryFn: ({ signal }) => requestPrometheus<T>(path, { params, signal }),
     refetchInterval: refresh ?? false,
     enabled: enabled ?? true,
+    structuralSharing: !large,
   });
 }
 

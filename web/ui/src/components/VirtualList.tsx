@@ -1,5 +1,5 @@
 import { useWindowVirtualizer } from "@tanstack/react-virtual";
-import { type ReactNode, useCallback, useLayoutEffect, useMemo, useRef, useState } from "react";
+import { memo, type ReactNode, useCallback, useLayoutEffect, useMemo, useRef, useState } from "react";
 
 /** A list of any length that scrolls with the page: only what is in view is there. Rows may have any height. */
 export function VirtualList<T>({
@@ -16,11 +16,6 @@ export function VirtualList<T>({
 }) {
   const box = useRef<HTMLDivElement>(null);
   const [top, setTop] = useState(0);
-  useLayoutEffect(() => {
-    // What is above may have grown.
-    const at = box.current ? box.current.getBoundingClientRect().top + window.scrollY : 0;
-    setTop((old) => (Math.abs(old - at) > 1 ? at : old));
-  });
   // The virtualizer asks for all keys again whenever a row turns out to have another height.
   const keys = useMemo(() => items.map(itemKey), [items, itemKey]);
   const v = useWindowVirtualizer({
@@ -29,6 +24,12 @@ export function VirtualList<T>({
     overscan: 8,
     scrollMargin: top,
     getItemKey: useCallback((i: number) => keys[i]!, [keys]),
+  });
+  useLayoutEffect(() => {
+    // What is above may have grown; while somebody scrolls, looking would make the browser lay everything out twice.
+    if (v.isScrolling) return;
+    const at = box.current ? box.current.getBoundingClientRect().top + window.scrollY : 0;
+    setTop((old) => (Math.abs(old - at) > 1 ? at : old));
   });
   return (
     <div ref={box} role="list" style={{ position: "relative", height: v.getTotalSize() }}>
@@ -42,9 +43,14 @@ export function VirtualList<T>({
           ref={v.measureElement}
           style={{ position: "absolute", top: 0, left: 0, right: 0, transform: `translateY(${row.start - top}px)` }}
         >
-          {children(items[row.index]!, row.index)}
+          <Content item={items[row.index]!} i={row.index} render={children as (item: unknown, i: number) => ReactNode} />
         </div>
       ))}
     </div>
   );
 }
+
+/** What is in view stays as it is while others come into view. */
+const Content = memo(({ item, i, render }: { item: unknown; i: number; render: (item: unknown, i: number) => ReactNode }) =>
+  render(item, i),
+);

@@ -17,7 +17,7 @@ import { type Change, type Discovered, discovered, discoveredText, type Row, row
 
 export default function DiscoveryPage() {
   const [pool, setPool] = useParam("pool");
-  const targets = usePrometheus<Targets>("targets", { params: { scrapePool: pool || undefined }, refresh: 30_000 });
+  const targets = usePrometheus<Targets>("targets", { params: { scrapePool: pool || undefined }, refresh: 30_000, large: true });
   return (
     <Frame title="Service discovery">
       <Loaded query={targets}>{({ data }) => <List t={data} pool={pool} setPool={setPool} />}</Loaded>

@@ -1,6 +1,6 @@
 import { ActionIcon, CloseButton, TextInput } from "@mantine/core";
-import { IconChevronLeft, IconChevronRight } from "@tabler/icons-react";
-import { useEffect, useState } from "react";
+import { IconCalendar, IconChevronLeft, IconChevronRight } from "@tabler/icons-react";
+import { useEffect, useRef, useState } from "react";
 import { useSettings } from "../../lib/settings";
 import { formatTime, parseTime, zoneName } from "../../lib/time";
 import css from "./query.module.css";
@@ -31,6 +31,7 @@ export function TimeField({
     if (text.trim() !== "" && t === null) setWrong(true);
     else onChange(t);
   };
+  const calendar = useRef<HTMLInputElement>(null);
   const move = (by: number) => onChange(Math.round(((value ?? Date.now()) + by) / 1000) * 1000);
   return (
     <div className={css.stepper}>
@@ -50,6 +51,23 @@ export function TimeField({
         onKeyDown={(e) => e.key === "Enter" && commit()}
         rightSection={value !== null && <CloseButton size="sm" aria-label={`${label}: back to now`} onClick={() => onChange(null)} />}
         styles={{ input: { borderRadius: 0 } }}
+      />
+      <ActionIcon variant="default" size={30} aria-label={`${label}: calendar`} onClick={() => calendar.current?.showPicker()}>
+        <IconCalendar size={15} />
+      </ActionIcon>
+      {/* The browser's own calendar opens where this is. */}
+      <input
+        ref={calendar}
+        type="datetime-local"
+        step={1}
+        tabIndex={-1}
+        aria-hidden
+        className={css.picker}
+        value={formatTime(value ?? Date.now(), settings.utc).replace(" ", "T")}
+        onChange={(e) => {
+          const t = parseTime(e.currentTarget.value, settings.utc);
+          if (t !== null) onChange(t);
+        }}
       />
       <ActionIcon variant="default" size={30} aria-label={`${label}: later`} onClick={() => move(range / 2)}>
         <IconChevronRight size={15} />

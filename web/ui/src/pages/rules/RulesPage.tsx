@@ -1,3 +1,4 @@
+import { useClipboard } from "@mantine/hooks";
 import { useMemo } from "react";
 import { Link } from "wouter";
 import { usePrometheus } from "../../api/hooks";
@@ -63,6 +64,7 @@ function Row({ row }: { row: RuleRow }) {
 }
 
 function RuleItem({ rule: r }: RuleOf) {
+  const clipboard = useClipboard();
   return (
     <div className={css.row}>
       <div className={css.line}>
@@ -74,6 +76,9 @@ function RuleItem({ rule: r }: RuleOf) {
           {r.keepFiringFor ? `, keeps firing for ${humanDuration(r.keepFiringFor * 1000)}` : ""}
           {`, took ${humanDuration(r.evaluationTime * 1000)}`}
         </span>
+        <button type="button" className={css.more} aria-label={`Copy the name ${r.name}`} onClick={() => clipboard.copy(r.name)}>
+          {clipboard.copied ? "Copied" : "Copy the name"}
+        </button>
       </div>
       <Link href={queryHref(r.query)} className={css.code}>
         <code>{r.query}</code>

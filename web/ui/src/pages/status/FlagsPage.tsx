@@ -7,6 +7,7 @@ import { SearchInput } from "../../components/SearchInput";
 import { searchIndex } from "../../lib/search";
 import { useParam } from "../../lib/urlstate";
 import css from "../pages.module.css";
+import { type FlagSort, sortFlags } from "./find";
 
 export default function FlagsPage() {
   const flags = usePrometheus<Record<string, string>>("status/flags");
@@ -19,8 +20,17 @@ export default function FlagsPage() {
 
 function List({ flags }: { flags: Record<string, string> }) {
   const [search, setSearch] = useParam("search");
-  const find = useMemo(() => searchIndex(Object.entries(flags).sort(), ([k, v]) => `--${k} ${v}`), [flags]);
-  const found = find(search);
+  const [sort, setSort] = useParam("sort", "name");
+  const find = useMemo(() => searchIndex(Object.entries(flags), ([k, v]) => `--${k} ${v}`), [flags]);
+  const found = sortFlags(find(search), sort as FlagSort);
+  const heading = (by: "name" | "value", text: string) => (
+    <th aria-sort={sort === by ? "ascending" : sort === `-${by}` ? "descending" : undefined}>
+      <button type="button" className={css.sort} onClick={() => setSort(sort === by ? `-${by}` : by)}>
+        {text}
+        <span aria-hidden>{sort === by ? " ▲" : sort === `-${by}` ? " ▼" : ""}</span>
+      </button>
+    </th>
+  );
   return (
     <>
       <div className={css.bar}>
@@ -32,8 +42,8 @@ function List({ flags }: { flags: Record<string, string> }) {
         <table className={css.table}>
           <thead>
             <tr>
-              <th>Flag</th>
-              <th>Value</th>
+              {heading("name", "Flag")}
+              {heading("value", "Value")}
             </tr>
           </thead>
           <tbody>

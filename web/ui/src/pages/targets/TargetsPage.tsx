@@ -17,7 +17,11 @@ import { byPool, healthKinds, type TargetRow, targetText } from "./targets";
 
 export default function TargetsPage() {
   const [pool, setPool] = useParam("pool");
-  const targets = usePrometheus<Targets>("targets", { params: { state: "active", scrapePool: pool || undefined }, refresh: 10_000 });
+  const targets = usePrometheus<Targets>("targets", {
+    params: { state: "active", scrapePool: pool || undefined },
+    refresh: 10_000,
+    large: true,
+  });
   return (
     <Frame title="Targets">
       <Loaded query={targets}>{({ data }) => <List all={data} pool={pool} setPool={setPool} />}</Loaded>
