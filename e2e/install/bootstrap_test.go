@@ -17,7 +17,8 @@ import (
 // bootMost is how long it may take from the start of three machines to a cluster of three.
 const bootMost = 120 * time.Second
 
-// TestThreeZones boots three bare machines from the one document: a cluster, without a login. Then one is replaced.
+// TestThreeZones boots three bare machines from the one document: a cluster, without a login. Then one is replaced, and
+// all three are upgraded at once.
 func TestThreeZones(t *testing.T) {
 	w := newWorld(t)
 	s := newSite(w)
@@ -58,6 +59,7 @@ func TestThreeZones(t *testing.T) {
 	eventually(t, time.Minute, "the configuration of the bucket is at work", f.measured)
 
 	t.Run("replace", f.replace(s, doc))
+	t.Run("upgrade", f.upgrade(s))
 }
 
 // TestSingle boots one machine from the document for one.
