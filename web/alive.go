@@ -70,7 +70,7 @@ func (w *Web) Alive(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the HTTP door does not answer: %w", err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // All was read, or the pipe has broken.
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 		return fmt.Errorf("the HTTP door does not answer whole: %w", err)
 	}

@@ -72,6 +72,7 @@ type Drain struct {
 	metrics *metrics
 	others  peers
 	since   time.Time
+	now     func() time.Time // time.Now; in tests, a clock that is off.
 
 	mu  sync.Mutex
 	own *claim // nil while nobody wants this replica to stop.
@@ -98,7 +99,7 @@ var (
 
 // New registers what other replicas ask. Nothing is asked before a claim.
 func New(o Options) *Drain {
-	d := &Drain{opts: o, logger: o.Logger, since: time.Now()}
+	d := &Drain{opts: o, logger: o.Logger, since: time.Now(), now: time.Now}
 	d.metrics = newMetrics(o.Registerer, d)
 	switch {
 	case o.Mesh == nil:
@@ -170,7 +171,7 @@ func (d *Drain) want() (own *claim, again bool, err error) {
 		return nil, false, ErrBusy
 	}
 	if again = d.own != nil; !again {
-		d.own = &claim{at: time.Now()}
+		d.own = &claim{at: d.now()}
 		d.publish()
 	}
 	return d.own, again, nil

@@ -51,10 +51,10 @@ type asked struct{ d *Drain }
 
 // round asks all at once.
 //
-// For two replicas to both hold the turn, each must have agreed to the other within the other's last round. The one that
-// agreed while it did not want to go itself, or later than its own question was answered, is asked later by its own claim's round,
-// and finds the other one wanting or holding. One that holds refuses; one that wants and agrees makes its own round void.
-// So the earlier round of the two is void, or the later one was refused. No clock is in this but for who waits.
+// Why two never both go: for both to, each must have agreed to the other within that one's last round. Take the consent
+// that was given second, and who gave it. It wants to go itself by then, since its own last round had begun: the first
+// consent was an answer in that. If that round still goes on, the consent makes it void, and it is not the last; if it has
+// ended, this one holds, and refuses. No clock is in this but for who waits.
 func (p *asked) round(ctx context.Context, claimed time.Time) string {
 	others, waits := p.d.look("")
 	if len(waits) > 0 {
@@ -128,7 +128,7 @@ func (p *gossiped) round(_ context.Context, claimed time.Time) string {
 			waits = append(waits, called(m)+fmt.Sprintf(" is starting or has only %.2f %% of its data", 100*m.Card.Completeness))
 		}
 	}
-	if len(waits) == 0 && time.Since(claimed) < settleFor {
+	if len(waits) == 0 && p.d.now().Sub(claimed) < settleFor {
 		waits = append(waits, fmt.Sprintf("the others have %s to object, because without cluster.key_file they cannot be asked", settleFor))
 	}
 	return strings.Join(waits, "; ")

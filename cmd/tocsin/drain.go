@@ -107,7 +107,7 @@ func (c *drainCmd) ask(ctx context.Context, client *http.Client, u *url.URL, w i
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // All was read, or is not wanted.
 	var last drain.Line
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxLine)
