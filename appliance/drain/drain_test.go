@@ -201,18 +201,18 @@ func (r *replica) upgrade(ctx context.Context) error {
 	r.world.mu.Lock()
 	lag, down, lacks := r.world.random.IntN(3000), r.world.random.IntN(5000), r.world.random.IntN(20000)
 	r.world.mu.Unlock()
-	pass(lag)
+	pass(time.Duration(lag) * time.Millisecond)
 	r.stop()
-	pass(down)
+	pass(time.Duration(down) * time.Millisecond)
 	r.start()
 	r.set(func() { r.unfit, r.whole = "is catching up: 1 gap", 0.99 })
-	pass(lacks)
+	pass(time.Duration(lacks) * time.Millisecond)
 	r.set(func() { r.unfit, r.whole = "", 1 })
 	return nil
 }
 
-// pass lets milliseconds pass by the bubble's clock.
-func pass(ms int) { <-time.After(time.Duration(ms) * time.Millisecond) }
+// pass lets time pass, by the bubble's clock.
+func pass(d time.Duration) { <-time.After(d) }
 
 // TestAllAtOnce holds that of three or five that are upgraded at the same minute, by clocks that differ, never two are away,
 // and that each has its turn; with a key and without.
@@ -235,7 +235,7 @@ func TestAllAtOnce(t *testing.T) {
 						w.mu.Lock()
 						late := w.random.IntN(3000)
 						w.mu.Unlock()
-						pass(late)
+						pass(time.Duration(late) * time.Millisecond)
 						if err := r.upgrade(t.Context()); err != nil {
 							t.Errorf("seed %d: %s: %v", seed, r.name, err)
 						}
@@ -342,7 +342,7 @@ func TestWaits(t *testing.T) {
 				c.begin(w)
 				heard, ended := &words{}, make(chan error, 1)
 				go func() { ended <- heard.claim(t.Context(), w.replicas["a"].drain, false) }()
-				pass(60_000)
+				pass(time.Minute)
 				if n := strings.Count(heard.String(), c.says); n < 10 || n > 14 {
 					t.Errorf("%d times in a minute %q in:\n%s", n, c.says, heard)
 				}
@@ -374,7 +374,7 @@ func TestEnds(t *testing.T) {
 		ctx, hangUp := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- (&words{}).claim(ctx, a, false) }()
-		pass(10_000)
+		pass(10 * time.Second)
 		if err := (&words{}).claim(t.Context(), a, false); !errors.Is(err, ErrBusy) {
 			t.Errorf("a second caller is told %v", err)
 		}
@@ -425,15 +425,15 @@ func TestAgain(t *testing.T) {
 			t.Errorf("the first caller lost what it had: %+v", got)
 		}
 		w.replicas["c"].start()
-		time.Sleep(holdFor - 2*time.Minute)
+		pass(holdFor - 2*time.Minute)
 		if err := (&words{}).claim(t.Context(), a, false); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(holdFor - time.Second)
+		pass(holdFor - time.Second)
 		if got := a.State(); got.State != StateDrained {
 			t.Errorf("it has not got ten minutes more: %+v", got)
 		}
-		time.Sleep(2 * time.Second)
+		pass(2 * time.Second)
 		if got := a.State(); got.State != StateNone {
 			t.Errorf("it does not end: %+v", got)
 		}

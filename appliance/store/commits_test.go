@@ -31,12 +31,12 @@ func TestOldestCommit(t *testing.T) {
 				}
 			}
 		}()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if got := s.OldestCommit(); got != time.Minute {
 			t.Errorf("a commit that has hung for a minute counts as %s old", got)
 		}
 		h.free <- struct{}{}
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		if got := s.OldestCommit(); got != time.Second {
 			t.Errorf("the commit after it, of a second ago, counts as %s old", got)
 		}

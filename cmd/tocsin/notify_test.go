@@ -151,13 +151,16 @@ func TestNotify(t *testing.T) {
 type fake struct {
 	state appliance.State
 	dead  atomic.Bool
-	asked atomic.Int64
+	asked chan struct{}
 }
 
 func (f *fake) State() appliance.State { return f.state }
 
 func (f *fake) Alive(context.Context) error {
-	f.asked.Add(1)
+	select {
+	case f.asked <- struct{}{}:
+	default:
+	}
 	if f.dead.Load() {
 		return errors.New("it hangs")
 	}
@@ -181,14 +184,14 @@ func TestNotifyHangs(t *testing.T) {
 		t.Errorf("time was asked for, for nothing: %q", lines)
 	}
 
-	f := &fake{}
+	f := &fake{asked: make(chan struct{}, 1)}
 	f.dead.Store(true)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	fed := make(chan struct{})
 	go func() { defer close(fed); n.feed(ctx, f) }()
-	for f.asked.Load() < 5 {
-		time.Sleep(time.Millisecond)
+	for range 5 {
+		<-f.asked
 	}
 	n.mu.Lock()
 	n.send("STATUS=dead until here")
