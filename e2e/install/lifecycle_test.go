@@ -17,6 +17,7 @@ const unit = "tocsin.service"
 
 // TestLifecycle is the life of one machine: the package is installed, used, upgraded, downgraded, removed and purged.
 func TestLifecycle(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	v := w.versions()
 	second, third := v.current+"+2", v.current+"+3"

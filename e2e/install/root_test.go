@@ -57,16 +57,24 @@ func debianRoot(t *testing.T) string {
 	year, week := time.Now().UTC().ISOWeek()
 	key := sha256.Sum256(fmt.Append(nil, rootSuite, rootPackages, rootExcludes, year, week))
 	root := filepath.Join(cache, fmt.Sprintf("root-%x", key[:6]))
-	lock := lockFile(t, root+".lock")
-	if _, err := os.Stat(root); err == nil {
-		shareLock(t, lock)
-		return root
-	}
-	removeOldRoots(t, cache, root)
-	if err := makeRoot(t.Context(), root); err != nil {
+	// Many use it at once; one makes it, and nobody removes it meanwhile.
+	f, err := os.OpenFile(root+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
 		t.Fatal(err)
 	}
-	shareLock(t, lock)
+	t.Cleanup(func() { f.Close() })
+	lock(t, f, syscall.LOCK_SH)
+	if _, err := os.Stat(root); err == nil {
+		return root
+	}
+	lock(t, f, syscall.LOCK_EX)
+	if _, err := os.Stat(root); err != nil {
+		removeOldRoots(t, cache, root)
+		if err := makeRoot(t.Context(), root); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lock(t, f, syscall.LOCK_SH)
 	return root
 }
 
@@ -117,29 +125,15 @@ func removeOldRoots(t *testing.T, cache, except string) {
 	}
 }
 
-// lockFile takes the lock for this process alone. It lasts until the end of the test.
-func lockFile(t *testing.T, path string) *os.File {
+// lock takes a lock, or changes to it; how is LOCK_SH or LOCK_EX.
+func lock(t *testing.T, f *os.File, how int) {
 	t.Helper()
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
 	deadline := time.Now().Add(10 * time.Minute)
-	for syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+	for syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB) != nil {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s is still locked after ten minutes", path)
+			t.Fatalf("%s is still locked after ten minutes", f.Name())
 		}
 		time.Sleep(100 * time.Millisecond)
-	}
-	return f
-}
-
-// shareLock lets others use the root too, and nobody remove it.
-func shareLock(t *testing.T, f *os.File) {
-	t.Helper()
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH); err != nil {
-		t.Fatal(err)
 	}
 }
 

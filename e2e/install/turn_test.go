@@ -13,6 +13,7 @@ import (
 // TestUpgradeWaitsForItsTurn holds that a replica whose peer is down is upgraded, goes on running the version before,
 // says so, and restarts by itself when the peer is back.
 func TestUpgradeWaitsForItsTurn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	v := w.versions()
 	repo := w.repository(packageUnderTest(t))
@@ -49,7 +50,7 @@ cluster: {name: pair, peers: [%s, %s], key_file: /run/credentials/tocsin.service
 	before := services[0].pid()
 	a.run("apt-get", "update", "-q")
 	out := a.run("env", "TOCSIN_WAIT=3s", "apt-get", "-q", "-y", "upgrade")
-	for _, want := range []string{"waiting", v.current + " goes on running", "tocsin-restart.service goes on waiting", "systemctl restart tocsin"} {
+	for _, want := range []string{"waiting", "version " + v.current + " goes on running", "tocsin-restart.service goes on waiting", "systemctl restart tocsin"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the upgrade does not say %q: %s", want, out)
 		}
