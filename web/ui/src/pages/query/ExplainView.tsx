@@ -7,6 +7,7 @@ import { State } from "../../components/Notice";
 import { humanDuration } from "../../lib/duration";
 import { plural } from "../../lib/format";
 import { children, countExpr, explain, type Node, nodeTitle, serialize } from "./ast";
+import { Matches } from "./Matches";
 import css from "./query.module.css";
 import type { Series } from "./series";
 
@@ -57,6 +58,7 @@ function Branch({ node, ...rest }: { node: Node } & Omit<Props, "expr">) {
       {open && (
         <div style={{ padding: "0.25rem 0.5rem 0.5rem", overflowX: "auto" }}>
           <code>{text}</code>
+          {node.type === "binaryExpr" && node.matching && <Matches node={node} matching={node.matching} moment={moment} run={run} />}
         </div>
       )}
       {children(node).length > 0 && (
@@ -100,7 +102,7 @@ function Count({ node, moment, run }: { node: Node; moment: number | null; run: 
     refetchOnWindowFocus: false,
   });
   if (expr === null) return null;
-  if (error) return <State kind="bad">{error.message}</State>;
+  if (error) return <span style={{ color: "var(--bad)", overflowWrap: "anywhere" }}>{error.message}</span>;
   if (!data) return <span className={css.hint}>…</span>;
   return (
     <>
