@@ -13,6 +13,7 @@ BRANCH   ?= $(shell git rev-parse --abbrev-ref HEAD 2>/dev/null || echo unknown)
 DATE     ?= $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) -X main.branch=$(BRANCH) -X main.buildDate=$(DATE) -X github.com/prometheus/common/version.Version=$(VERSION)
 
+comma   := ,
 BIN     := bin
 DATA    ?= data
 LISTEN  ?= 127.0.0.1:9090
@@ -41,9 +42,10 @@ NODE := $(shell command -v npm >/dev/null && node -p 'const [a, b] = process.ver
 build: $(if $(NODE),ui,build-without-ui) ## Build bin/tocsin.
 	go build -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/tocsin ./cmd/tocsin
 
-# For another system, out of the same sources: bin/linux-arm64/tocsin.
+# For another system, out of the same sources: bin/linux-arm64/tocsin. On macOS the host's metrics of these kinds would
+# need a C compiler for it.
 $(BIN)/%/tocsin: FORCE $(if $(NODE),ui)
-	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $@ ./cmd/tocsin
+	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build $(if $(filter darwin-%,$*),-tags=slicelabels$(comma)nofilesystem$(comma)nomeminfo$(comma)nodiskstats$(comma)nopowersupplyclass) -pgo=auto -trimpath -ldflags "$(LDFLAGS)" -o $@ ./cmd/tocsin
 
 .PHONY: FORCE
 FORCE:

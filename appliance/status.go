@@ -127,7 +127,7 @@ func (a *Appliance) storageStatus(s *web.Status) {
 	}
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(a.opts.StoragePath, &fs); err == nil {
-		s.Storage.FreeBytes = int64(fs.Bavail) * fs.Bsize
+		s.Storage.FreeBytes = int64(fs.Bavail * uint64(fs.Bsize))
 		if s.Storage.FreeBytes < lowSpace {
 			s.Problem("/tsdb-status", fmt.Sprintf("The disk below %s is full or nearly so: %d MiB are free. Samples are lost while it is full.", a.opts.StoragePath, s.Storage.FreeBytes>>20))
 		}
