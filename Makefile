@@ -78,7 +78,7 @@ binary  = $(if $(filter $(NATIVE),$(1)),$(BIN)/tocsin,$(BIN)/$(1)/tocsin)
 build-of = $(if $(filter $(NATIVE),$(1)),build,$(BIN)/$(1)/tocsin)
 
 .PHONY: deb
-deb: $(call build-of,linux-$(ARCH)) ## Build bin/deb/tocsin_VERSION_ARCH.deb (ARCH=amd64 or arm64); needs debhelper.
+deb: $(call build-of,linux-$(ARCH)) ## Build bin/deb/tocsin_VERSION_ARCH.deb (ARCH=amd64 or arm64); needs debhelper and Python.
 	packaging/deb.sh $(call binary,linux-$(ARCH)) $(ARCH) $(BIN)/deb
 
 .PHONY: apt-repo
