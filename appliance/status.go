@@ -17,7 +17,7 @@ import (
 // lowSpace is how little free space counts as a full disk: less than a segment of the write-ahead log.
 const lowSpace = 128 << 20
 
-// summaryTimeout bounds the counting of alerts and silences for the page.
+// summaryTimeout bounds the looking through alerts and silences for the page.
 const summaryTimeout = 2 * time.Second
 
 // status is what the home page shows.
@@ -41,10 +41,10 @@ func (a *Appliance) status() web.Status {
 	a.clusterStatus(&s)
 	a.gapStatus(&s)
 	a.bucketStatus(&s)
-	a.ruleStatus(&s)
-	a.storageStatus(&s)
 	ctx, cancel := context.WithTimeout(context.Background(), summaryTimeout)
 	defer cancel()
+	a.ruleStatus(ctx, &s)
+	a.storageStatus(&s)
 	summary, err := a.alert.Summary(ctx)
 	if err != nil {
 		s.Problem("/alerts", fmt.Sprintf("The Alertmanager does not answer: %v.", err))
@@ -78,7 +78,7 @@ func (a *Appliance) targetStatus() web.TargetStatus {
 	return s
 }
 
-func (a *Appliance) ruleStatus(s *web.Status) {
+func (a *Appliance) ruleStatus(ctx context.Context, s *web.Status) {
 	for _, g := range a.evaluate.Manager().RuleGroups() {
 		s.Rules.Groups++
 		for _, r := range g.Rules() {
@@ -89,17 +89,21 @@ func (a *Appliance) ruleStatus(s *web.Status) {
 			}
 			if ar, ok := r.(*rules.AlertingRule); ok {
 				for _, al := range ar.ActiveAlerts() {
-					s.Alerts = append(s.Alerts, web.AlertStatus{
+					as := web.AlertStatus{
 						Name: ar.Name(), State: al.State.String(), Severity: al.Labels.Get("severity"),
 						Labels: al.Labels.String(), Summary: al.Annotations.Get("summary"), Since: al.ActiveAt,
-					})
+					}
+					if al.State == rules.StateFiring {
+						as.Muted = a.alert.Muted(ctx, al.Labels)
+					}
+					s.Alerts = append(s.Alerts, as)
 				}
 			}
 		}
 	}
-	// "firing" sorts before "pending", and that is what one wants to see first.
+	// "firing" sorts before "pending", and that is what one wants to see first; of these, what nobody has muted.
 	slices.SortFunc(s.Alerts, func(x, y web.AlertStatus) int {
-		return cmp.Or(cmp.Compare(x.State, y.State), x.Since.Compare(y.Since), cmp.Compare(x.Labels, y.Labels))
+		return cmp.Or(cmp.Compare(x.State, y.State), cmp.Compare(x.Muted, y.Muted), x.Since.Compare(y.Since), cmp.Compare(x.Labels, y.Labels))
 	})
 }
 

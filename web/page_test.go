@@ -26,6 +26,7 @@ func TestVerdict(t *testing.T) {
 		{name: "down", ready: true, s: Status{Targets: TargetStatus{Down: 1}}, verdict: "1 thing needs attention.", concern: "1 target is down."},
 		{name: "firing", ready: true, s: Status{Alerts: []AlertStatus{{State: "firing"}, {State: "firing"}, {State: "pending"}}}, verdict: "1 thing needs attention.", concern: "2 alerts are firing."},
 		{name: "pending only", ready: true, s: Status{Alerts: []AlertStatus{{State: "pending"}}}, well: true, verdict: "All is well."},
+		{name: "silenced", ready: true, s: Status{Alerts: []AlertStatus{{State: "firing", Muted: "silenced"}}}, well: true, verdict: "All is well."},
 		{name: "watchdog", ready: true, s: Status{Alerts: []AlertStatus{{State: "firing", Severity: "none"}}}, well: true, verdict: "All is well."},
 		{name: "half a reload", ready: true, s: Status{Config: ConfigStatus{Error: "x", Partial: true}}, verdict: "1 thing needs attention.", concern: "The last reload was applied only in part; correct the configuration and reload, or restart."},
 		{name: "reload", ready: true, s: Status{Config: ConfigStatus{Error: "x"}}, verdict: "1 thing needs attention.", concern: "The last reload was refused; the configuration before it is in force."},

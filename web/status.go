@@ -96,6 +96,8 @@ type AlertStatus struct {
 	Labels   string    `json:"labels"`
 	Summary  string    `json:"summary,omitempty"`
 	Since    time.Time `json:"since,omitzero"`
+	// Muted says what keeps it from its receivers: silenced or inhibited; "" = nothing.
+	Muted string `json:"muted,omitempty"`
 }
 
 // RuleStatus counts rules; Problems has a sentence for each one that fails.
@@ -230,10 +232,11 @@ func newView(s Status, ready bool, sentence string, now time.Time) view {
 func (v *view) concern(page, text string) { v.Concerns = append(v.Concerns, Concern{text, page}) }
 
 // firing counts the alerts that are somebody's business. Severity none is the
-// custom for an alert that always fires, to prove that alerts get through.
+// custom for an alert that always fires, to prove that alerts get through; who
+// has silenced one knows of it, and what inhibits one is counted itself.
 func firing(alerts []AlertStatus) (n int) {
 	for _, a := range alerts {
-		if a.State == "firing" && a.Severity != "none" {
+		if a.State == "firing" && a.Severity != "none" && a.Muted == "" {
 			n++
 		}
 	}

@@ -279,6 +279,28 @@ alerting: {alertmanagers: [{static_configs: [{targets: [%q]}]}]}
 	eventually(t, "the outside Alertmanager's alert", outside.contains(`"alertname":"Burning"`))
 }
 
+func TestMuted(t *testing.T) {
+	r := start(t, t.TempDir(), webhook(newSink(t).url)+`
+inhibit_rules: [{source_matchers: [alertname="SiteDown"], target_matchers: [alertname="HostDown"], equal: [site]}]
+`, `global: {external_labels: {site: north}}`)
+	muted := func(name string) string { return r.Muted(t.Context(), labels.FromStrings("alertname", name)) }
+	for _, name := range []string{"Known", "HostDown"} {
+		if got := muted(name); got != "" {
+			t.Errorf("%s is %q before anything mutes it", name, got)
+		}
+	}
+	r.silence("Known")
+	if got := muted("Known"); got != "silenced" {
+		t.Errorf("what is silenced is %q", got)
+	}
+	// The site is an external label: what the inhibition compares are labels as the Alertmanager has them.
+	r.fire("SiteDown")
+	eventually(t, "the inhibition", func() bool { return muted("HostDown") == "inhibited" })
+	if got := muted("SiteDown"); got != "" {
+		t.Errorf("what inhibits is %q", got)
+	}
+}
+
 func TestSilencesAndNotificationsSurviveAKill(t *testing.T) {
 	dir, hook := t.TempDir(), newSink(t)
 	first := start(t, dir, webhook(hook.url), "")

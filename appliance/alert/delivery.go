@@ -100,13 +100,7 @@ func (a *Alert) relabel(alerts []*notifier.Alert) []posted {
 	out := make([]posted, 0, len(alerts))
 	lb := labels.NewBuilder(labels.EmptyLabels())
 	for _, al := range alerts {
-		lb.Reset(al.Labels)
-		prom.GlobalConfig.ExternalLabels.Range(func(l labels.Label) {
-			if al.Labels.Get(l.Name) == "" {
-				lb.Set(l.Name, l.Value)
-			}
-		})
-		if !relabel.ProcessBuilder(lb, prom.AlertingConfig.AlertRelabelConfigs...) {
+		if !outward(lb, al.Labels, prom) {
 			continue
 		}
 		out = append(out, posted{
@@ -115,6 +109,35 @@ func (a *Alert) relabel(alerts []*notifier.Alert) []posted {
 		})
 	}
 	return out
+}
+
+// outward sets lb to the labels of a rule's alert as Alertmanagers get them; false if they do not get it.
+func outward(lb *labels.Builder, ls labels.Labels, prom *promconfig.Config) bool {
+	lb.Reset(ls)
+	prom.GlobalConfig.ExternalLabels.Range(func(l labels.Label) {
+		if ls.Get(l.Name) == "" {
+			lb.Set(l.Name, l.Value)
+		}
+	})
+	return relabel.ProcessBuilder(lb, prom.AlertingConfig.AlertRelabelConfigs...)
+}
+
+// Muted says what keeps an alert of a rule, by its labels there, from its receivers: "silenced", "inhibited", or "".
+func (a *Alert) Muted(ctx context.Context, ls labels.Labels) string {
+	p, inhibitor := a.prepared.Load(), a.inhibitor.Load()
+	lb := labels.NewBuilder(labels.EmptyLabels())
+	if p == nil || inhibitor == nil || !outward(lb, ls, p.outside) {
+		return ""
+	}
+	set := model.LabelSet{}
+	lb.Range(func(l labels.Label) { set[model.LabelName(l.Name)] = model.LabelValue(l.Value) })
+	switch {
+	case a.silencer.Mutes(ctx, set):
+		return "silenced"
+	case inhibitor.Mutes(ctx, set):
+		return "inhibited"
+	}
+	return ""
 }
 
 // prepareDelivery adds this replica's own Alertmanager behind the outside ones, and proves that clients for those can

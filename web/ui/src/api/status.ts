@@ -58,4 +58,5 @@ export interface StatusAlert {
   labels: string;
   summary?: string;
   since?: string;
+  muted?: "silenced" | "inhibited";
 }

@@ -154,7 +154,8 @@ function Alerts({ s }: { s: Status }) {
       {byUrgency(s.alerts).map((a) => (
         <div key={a.labels} className={pageCSS.row}>
           <div className={pageCSS.line}>
-            <State kind={a.state === "pending" ? "warn" : a.severity === "none" ? "quiet" : "bad"}>{a.state}</State>
+            <State kind={a.state === "pending" ? "warn" : a.severity === "none" || a.muted ? "quiet" : "bad"}>{a.state}</State>
+            {a.muted && <State kind="quiet">{a.muted}</State>}
             <strong>{a.name}</strong>
             <span className={pageCSS.hint}>
               for <Lasting since={a.since} />
