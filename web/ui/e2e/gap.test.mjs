@@ -30,14 +30,14 @@ test("a killed replica is gone on the map, and what it missed is a gap that heal
   // What the README shows.
   await back.go("/cluster?range=1h");
   await until("all are whole", async () => !/not whole|has \d/.test(await back.text()));
-  await back.look("light", { width: 1200, height: 960 });
+  await back.look("light", { width: 1200, height: 920 });
   await back.picture("readme-cluster");
   await back.look("light", desktop);
   const stacked = { tab: "graph", range_input: "2m", display_mode: "stacked" };
   await back.go(query("sum by (job, code) (rate(http_requests_total[15s]))", stacked));
   await back.page.locator(".uplot canvas").waitFor();
   await back.says(/healed|from mon-/);
-  await back.look("light", { width: 1200, height: 640 });
+  await back.look("light", { width: 1200, height: 690 });
   await back.picture("readme-query");
   await back.look("light", desktop);
   await back.accessible("query-healed");

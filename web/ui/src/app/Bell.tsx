@@ -24,9 +24,9 @@ export function Bell() {
             <Menu.Item key={n.text} component="div">
               {n.text}
               <br />
-              <span className={css.where}>
+              <small>
                 since <Time at={n.date} />
-              </span>
+              </small>
             </Menu.Item>
           ))}
         </Menu.Dropdown>

@@ -29,8 +29,8 @@ export default function ClusterPage() {
         {(c) => (
           <>
             <Members cluster={c} />
-            {c.name && <EventSection />}
             <GapSection />
+            {c.name && <EventSection />}
             <BucketSection />
             <ConfigSection members={c.members} />
           </>

@@ -109,7 +109,7 @@ function Values({ s }: { s: Series }) {
   );
 }
 
-const barWidth = 120;
+const barWidth = "min(120px, 15vw)";
 
 /** A native histogram: its buckets as bars, with their bounds. */
 function HistogramValue({ h }: { h: Histogram }) {
