@@ -241,7 +241,7 @@ function ConfigSection({ members }: { members: Member[] }) {
         <Loaded query={source}>
           {(s) => (
             <>
-              {s.problem && <Notice kind={s.state === "refused" ? "bad" : "warn"}>{s.problem}</Notice>}
+              {s.problem && <Notice kind={s.state === "refused" ? "bad" : "warn"}>{sentence(s.problem)}</Notice>}
               <p>
                 From <code>{s.prefix}</code> in the bucket;{" "}
                 {s.hash ? (
