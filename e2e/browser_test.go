@@ -63,7 +63,7 @@ func (b browser) walk(t *testing.T, dir, script string, world map[string]any, or
 	began := time.Now()
 	name := strings.TrimSuffix(script, ".test.mjs")
 	p := start(t, dir, "browser-"+name, b.node, "--test-reporter=spec", path, write(t, dir, name+".json", string(text)))
-	deadline := time.After(5 * time.Minute)
+	deadline := time.After(10 * time.Minute)
 	for {
 		select {
 		case o := <-orders.next():

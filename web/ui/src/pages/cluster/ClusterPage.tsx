@@ -141,7 +141,7 @@ function KnownGaps({ all, to }: { all: Gaps; to: number }) {
       <p>
         {all.complete
           ? "Nothing is missing that could be had."
-          : `${formatPercent(all.completeness)} of what could be had is here; queries take the rest from the other replicas.`}{" "}
+          : `${formatPercent(all.completeness)} of what could be had is here; queries take the rest from other replicas or the bucket.`}{" "}
         {sentence(all.problem ?? "")}
       </p>
       <div className={pageCSS.bar}>

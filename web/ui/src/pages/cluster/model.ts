@@ -164,7 +164,7 @@ export function gapWords(g: Gap, all: Gaps): string {
     return `nobody has it${asked}${filled ? `, but for ${filled}` : ""}`;
   }
   if (filled) return `partly filled: ${filled}${nobody ? "; part of it nobody has" : ""}`;
-  return all.problem ? `waits: ${all.problem}` : "waits to be filled; queries take it from the other replicas";
+  return all.problem ? `waits: ${all.problem}` : "waits to be filled; queries take it from other replicas or the bucket";
 }
 
 export interface Bar {
