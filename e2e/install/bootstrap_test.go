@@ -113,7 +113,7 @@ func TestDocuments(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.write("/root/"+name, string(b), 0o644)
-		if out := w.must("chroot", n.disk, "cloud-init", "schema", "--config-file", "/root/"+name); !strings.Contains(out, "Valid cloud-config") {
+		if out := w.must("chroot", n.disk, "cloud-init", "schema", "--config-file", "/root/"+name); !strings.Contains(out, "Valid ") {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
