@@ -88,11 +88,15 @@ type claim struct {
 	until  time.Time   // When it ends, if it is held.
 	expiry *time.Timer // nil unless it is held.
 	waits  string      // For what, if it is not.
+	// released says that it was given back by another call: whoever waits for it waits in vain.
+	released bool
 }
 
 var (
 	// ErrBusy says that somebody else drains this replica already, and still waits.
 	ErrBusy = errors.New("another call waits already for this replica to be drained")
+	// errReleased says that the call of Release was meant for this one.
+	errReleased = errors.New("somebody has given this replica's turn back meanwhile: it is not to be stopped")
 	// errStopping says that it is too late to ask.
 	errStopping = errors.New("this replica is stopping already")
 )
@@ -129,12 +133,12 @@ func (d *Drain) Claim(ctx context.Context, force bool, tell func(waiting string)
 	}()
 	said, saidAt := "", time.Time{}
 	for {
-		waits, ok := d.round(ctx, own)
+		waits, lost := d.round(ctx, own)
 		switch {
 		case ctx.Err() != nil:
 			return "", context.Cause(ctx)
-		case !ok:
-			return "", ErrBusy
+		case lost != nil:
+			return "", lost
 		case d.hold(own, waits, force):
 			return d.granted(waits), nil
 		case waits == "":
@@ -177,25 +181,29 @@ func (d *Drain) want() (own *claim, again bool, err error) {
 	return d.own, again, nil
 }
 
-// round asks everybody once, and says what is waited for. It is not ok if another call has the claim now.
-func (d *Drain) round(ctx context.Context, own *claim) (waits string, ok bool) {
+// round asks everybody once, and says what is waited for. It fails if the claim was given back, or another call has it now.
+func (d *Drain) round(ctx context.Context, own *claim) (waits string, err error) {
 	d.mu.Lock()
-	if d.own == nil { // It has expired meanwhile.
+	switch {
+	case own.released:
+		err = errReleased
+	case d.own == nil: // It has expired meanwhile.
 		own.held, d.own = false, own
 		d.publish()
+	case d.own != own:
+		err = ErrBusy
 	}
-	ok = d.own == own
 	own.yielded = false
 	at := own.at
 	d.mu.Unlock()
-	if !ok {
-		return "", false
+	if err != nil {
+		return "", err
 	}
 	waits = d.others.round(ctx, at)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	own.waits = waits
-	return waits, true
+	return waits, nil
 }
 
 // hold takes the turn, if nobody has objected in the round that has ended and nobody was let go first during it.
@@ -233,10 +241,14 @@ func (d *Drain) granted(waits string) string {
 	return "this replica may be stopped now: " + d.others.agreed()
 }
 
-// Release gives the claim back, whether it was granted or not, when this replica is not to be stopped any more.
+// Release gives the claim back, whether it was granted or not, when this replica is not to be stopped any more. A Claim
+// that waits for it ends.
 func (d *Drain) Release() {
 	d.mu.Lock()
 	own := d.own
+	if own != nil {
+		own.released = true
+	}
 	d.mu.Unlock()
 	if own != nil {
 		d.drop(own, resultCancelled)

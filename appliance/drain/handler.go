@@ -10,8 +10,12 @@ import (
 	"time"
 )
 
-// maxBody bounds a body, of which nothing is read.
-const maxBody = 4 << 10
+const (
+	// maxBody bounds a body, of which nothing is read.
+	maxBody = 4 << 10
+	// writeFor is how long a line may take to be written. Who does not read has no claim: the other replicas would wait for it.
+	writeFor = 30 * time.Second
+)
 
 // Line is one line of the answer to a POST.
 type Line struct {
@@ -63,18 +67,24 @@ func (d *Drain) post(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
 	lines := json.NewEncoder(w)
+	write := func(state, message string) error {
+		if err := c.SetWriteDeadline(time.Now().Add(writeFor)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return fmt.Errorf("bound the time to write: %w", err)
+		}
+		return errors.Join(lines.Encode(Line{state, message}), c.Flush())
+	}
 	granted, err := d.Claim(r.Context(), force, func(waiting string) {
-		// That the client is gone ends the context.
-		_ = errors.Join(lines.Encode(Line{StateWaiting, waiting}), c.Flush())
+		// That the client is gone, or does not read, ends the context.
+		_ = write(StateWaiting, waiting)
 	})
 	switch {
 	case errors.Is(err, ErrBusy):
 		w.WriteHeader(http.StatusConflict)
-		_ = lines.Encode(Line{StateFailed, err.Error()}) // The client may be gone.
+		_ = write(StateFailed, err.Error()) // The client may be gone.
 	case err != nil:
-		_ = lines.Encode(Line{StateFailed, err.Error()}) // As above.
+		_ = write(StateFailed, err.Error()) // As above.
 	default:
-		if errors.Join(lines.Encode(Line{StateDrained, granted}), c.Flush()) != nil {
+		if write(StateDrained, granted) != nil {
 			// Whoever asked does not know that it was granted.
 			d.Release()
 		}

@@ -38,6 +38,7 @@ func TestLifecycle(t *testing.T) {
 	t.Run("completion", func(t *testing.T) { checkCompletion(t, n) })
 	t.Run("drop-ins", func(t *testing.T) { s.checkDropIns(t) })
 	t.Run("watchdog", func(t *testing.T) { s.checkWatchdog(t) })
+	t.Run("restart", func(t *testing.T) { s.checkRestart(t) })
 
 	before := s.pid()
 	n.run("kill", "-9", strconv.Itoa(before))
@@ -96,7 +97,9 @@ func TestLifecycle(t *testing.T) {
 			t.Errorf("removing the package has removed %s", path)
 		}
 	}
-	n.apt("install", "tocsin="+second)
+	if out := n.apt("install", "tocsin="+second); strings.Contains(out, "may be stopped") {
+		t.Errorf("what was started a moment ago is restarted: %s", out)
+	}
 	s.isActive()
 	s.hadTarget("tocsin", mark)
 
