@@ -75,6 +75,24 @@ func (v *volume) put(t *testing.T, at int64, what string) {
 	}
 }
 
+// partition makes an empty partition on it, and returns the path of its device.
+func (v *volume) partition(w *world) string {
+	w.t.Helper()
+	v.put(w.t, 510, "\x55\xaa")
+	v.put(w.t, 446, "\x00\x00\x02\x00\x83\x00\x00\x00\x00\x08\x00\x00\x00\x00\x02\x00") // 64 MiB, from the second on
+	w.must("partx", "--update", v.path)
+	w.t.Cleanup(func() { w.must("partx", "--delete", v.path) })
+	disk := filepath.Base(v.path)
+	number, err := os.ReadFile(filepath.Join("/sys/block", disk, disk+"p1", "dev"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	major, minor, _ := strings.Cut(strings.TrimSpace(string(number)), ":")
+	path := filepath.Join(w.dir, disk+"p1") // In /dev there is one only where udev is.
+	w.must("mknod", path, "b", major, minor)
+	return path
+}
+
 // TestVolume holds that a data volume is found and found again, and that nothing which may be somebody's data is formatted.
 func TestVolume(t *testing.T) {
 	w := newWorld(t)
@@ -85,7 +103,8 @@ func TestVolume(t *testing.T) {
 	}
 	n.write("/usr/lib/tocsin/volume", string(script), 0o755)
 	b, c := w.volume("b", 80), w.volume("c", 80)
-	n.boot(b.as("/dev/vdb"), c.as("/dev/vdc"))
+	d := w.volume("d", 80).partition(w)
+	n.boot(b.as("/dev/vdb"), c.as("/dev/vdc"), "--bind="+d+":/dev/vdd1")
 	n.run("mkdir", "-p", "/var/lib/tocsin")
 
 	// setUp calls it as its unit does, and says what is mounted afterwards.
@@ -178,6 +197,12 @@ func TestVolume(t *testing.T) {
 	refuses("auto", "holds data, which a volume would hide")
 	n.run("rm", "/var/lib/tocsin/data")
 	adopts("auto", "/dev/vdc", "makes a file system")
+	umount()
+
+	// A partition, which has an entry in a table, is not something for that.
+	adopts("/dev/vdd1", "/dev/vdd1", "makes a file system")
+	umount()
+	adopts("/dev/vdd1", "/dev/vdd1", "is mounted at")
 	umount()
 }
 
