@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -37,12 +38,13 @@ func (s *secrets) collect(n *yaml.Node, key string, below bool) {
 			return
 		}
 		if below || authKey.MatchString(key) {
-			s.values = append(s.values, n.Value)
+			s.hide(n.Value)
 			return
 		}
 		if u := userInfo.FindString(n.Value); u != "" {
 			u = strings.TrimSuffix(strings.TrimPrefix(u, "://"), "@")
-			s.values = append(s.values, n.Value, u)
+			s.hide(n.Value)
+			s.values = append(s.values, u)
 			if _, password, ok := strings.Cut(u, ":"); ok && password != "" {
 				s.values = append(s.values, password)
 			}
@@ -57,6 +59,24 @@ func (s *secrets) collect(n *yaml.Node, key string, below bool) {
 	case yaml.SequenceNode:
 		for _, v := range n.Content {
 			s.collect(v, key, below)
+		}
+	}
+}
+
+// longestPlain is up to how long the path of an address says nothing, and is a word like /alerts that stands elsewhere too.
+const longestPlain = 12
+
+// hide takes a value as a secret. Of an address that is one, so are path and query by themselves: a server that does not
+// know them says so by repeating them.
+func (s *secrets) hide(value string) {
+	s.values = append(s.values, value)
+	u, err := url.Parse(value)
+	if err != nil || u.Host == "" {
+		return
+	}
+	for _, part := range []string{u.Path, u.EscapedPath(), u.RawQuery} {
+		if len(part) > longestPlain {
+			s.values = append(s.values, part)
 		}
 	}
 }
