@@ -68,7 +68,12 @@ type notification struct {
 // of which alerts. The question may name an alert (fingerprint), a receiver, and how many are wanted (limit).
 func (a *Alert) Notifications() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ask, err := askedFor(r.URL.Query())
+		q, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			answerError(w, http.StatusBadRequest, "bad_data", "the question is no query string, want name=value pairs with & in between: "+shown(err.Error(), 64))
+			return
+		}
+		ask, err := askedFor(q)
 		if err != nil {
 			answerError(w, http.StatusBadRequest, "bad_data", err.Error())
 			return

@@ -166,7 +166,7 @@ receivers:
 	if got := r.notifications("limit=2"); len(got.Notifications) != 2 || got.LeftOut != 3 {
 		t.Errorf("of 5, with limit=2: %d and %d left out", len(got.Notifications), got.LeftOut)
 	}
-	for _, bad := range []string{"fingerprint=xyz", "limit=0", "limit=x", "limit=99999999"} {
+	for _, bad := range []string{"fingerprint=xyz", "limit=0", "limit=x", "limit=99999999", "fingerprint=%zz", "limit=1;2"} {
 		w := httptest.NewRecorder()
 		r.Notifications().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/?"+bad, nil))
 		if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "want") {
