@@ -8,7 +8,7 @@ import { formatSeries, formatShort, type Labels } from "../../lib/format";
 import { useSettings } from "../../lib/settings";
 import { formatTime, zoneName } from "../../lib/time";
 import css from "./query.module.css";
-import { align, type Series, type Stretch, stack, summarize } from "./series";
+import { align, lost, type Series, type Stretch, stack, summarize } from "./series";
 import { alone, thin, widened } from "./thin";
 
 export interface Exemplar {
@@ -42,7 +42,7 @@ const fills = {
   light: { open: "rgb(179 38 30 / 0.14)", healed: "rgb(56 75 158 / 0.10)", lost: "rgb(76 85 99 / 0.18)" },
   dark: { open: "rgb(255 144 135 / 0.20)", healed: "rgb(169 185 245 / 0.14)", lost: "rgb(179 186 200 / 0.20)" },
 };
-const stateWords = { open: "still missing here", healed: "healed", lost: "nobody has it" };
+const stateWords = { open: "still missing here", healed: "healed", lost };
 
 export default function Chart({ series, start, end, step, stacked, log, yMin, stretches, exemplars, onZoom, onAsTable }: Props) {
   const { settings } = useSettings();

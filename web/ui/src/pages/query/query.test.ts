@@ -154,6 +154,30 @@ describe("gaps on the graph", () => {
     expect(stretches([gap({ cause: "new", state: "lost" })], [], 0, 1000, 1000)).toEqual([]);
     expect(stretches([gap({ cause: "new", state: "healed" })], [], 0, 1000, 1000)).toHaveLength(1);
   });
+  test("of a replica that began empty begin with the first data of all", () => {
+    const fill = (from: number, to: number, replica: string, samples: number) => ({
+      from,
+      to,
+      replica,
+      zone: "",
+      series: samples,
+      samples,
+      at: "",
+    });
+    const began = gap({ cause: "new", state: "healed", fills: [fill(0, 150, "", 0), fill(150, 160, "r2", 0)] });
+    expect(stretches([began], [], 0, 1000, 1000)).toEqual([]);
+    const late = gap({
+      cause: "new",
+      state: "healed",
+      fills: [fill(0, 100, "", 0), fill(170, 200, "", 3), fill(100, 150, "r2", 9), fill(150, 170, "", 0)],
+    });
+    expect(stretches([late], [], 0, 1000, 1000)).toEqual([
+      { from: 170, to: 200, state: "lost", text: "nobody has all of it" },
+      { from: 100, to: 150, state: "healed", text: "healed from r2" },
+      { from: 150, to: 170, state: "lost", text: "nobody has all of it" },
+    ]);
+    expect(stretches([gap({ state: "lost" })], [], 0, 1000, 1000)[0]).toMatchObject({ state: "lost", text: "nobody has all of it" });
+  });
   test("of other targets and of rules are none of its business", () => {
     const target = gap({ kind: "target", labels: { instance: "a" }, match: { job: "node", instance: "a" } });
     expect(stretches([target], [{ job: "node", instance: "b" }], 0, 1000, 1000)).toEqual([]);

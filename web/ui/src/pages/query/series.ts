@@ -73,6 +73,9 @@ export interface Stretch {
   text: string;
 }
 
+/** Often a part of it came together. */
+export const lost = "nobody has all of it";
+
 /** Stretches of a graph in which this replica had a gap: what is still missing, what came from elsewhere, what nobody has. */
 export function stretches(gaps: Gap[], series: Labels[], start: number, end: number, now: number): Stretch[] {
   const out: Stretch[] = [];
@@ -86,12 +89,14 @@ export function stretches(gaps: Gap[], series: Labels[], start: number, end: num
       const b = Math.min(to, end, now);
       if (a < b) out.push({ from: a, to: b, state, text: text + whose });
     };
+    const begun = g.cause === "new" ? Math.min(...(g.fills ?? []).filter((f) => f.samples > 0).map((f) => f.from)) : 0;
     for (const f of g.fills ?? []) {
-      if (f.replica === "") add(f.from, f.to, "lost", "nobody has it all");
+      if (f.to <= begun) continue;
+      if (f.replica === "") add(f.from, f.to, "lost", lost);
       else add(f.from, f.to, "healed", f.replica === "bucket" ? "healed from the bucket" : `healed from ${f.replica}`);
     }
     if (g.state === "open") for (const m of g.missing ?? [g]) add(m.from, m.to, "open", "still missing here");
-    else if (!g.fills?.length) add(g.from, g.to, g.state, g.state === "lost" ? "nobody has it" : "healed");
+    else if (!g.fills?.length) add(g.from, g.to, g.state, g.state === "lost" ? lost : "healed");
   }
   return out;
 }
