@@ -16,7 +16,7 @@ import css from "../pages.module.css";
 import { allRules, queryHref, type RuleOf, ruleText, stateKinds } from "../rules/rules";
 import { oldLink, silenceHref } from "../silences/silences";
 import { becameOf, type FateIndex, fateIndex, foreign, type Group, groupIndex, linkOf, managedOf, silenceable } from "./fate";
-import { instancesOf, type OwnRow, ownRows, type RuleHead } from "./rows";
+import { distinct, instancesOf, type OwnRow, ownRows, type RuleHead } from "./rows";
 import { Sent } from "./Sent";
 import { type Notification, type Notifications, sentIndex } from "./sent";
 
@@ -38,8 +38,9 @@ export default function AlertsPage() {
   }, [navigate]);
   return (
     <Frame title="Alerts">
-      {managed.error && <Failure error={managed.error} />}
-      {sent.error && <Failure error={sent.error} />}
+      {distinct([managed.error, sent.error], groups.error).map((e) => (
+        <Failure key={e.message} error={e} />
+      ))}
       <Loaded query={groups}>
         {({ data }) => <List groups={data} managed={managed.data} together={together.data ?? nothing} sent={sent.data} />}
       </Loaded>
