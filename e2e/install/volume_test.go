@@ -103,8 +103,8 @@ func TestVolume(t *testing.T) {
 	}
 	n.write("/usr/lib/tocsin/volume", string(script), 0o755)
 	b, c := w.volume("b", 80), w.volume("c", 80)
-	d := w.volume("d", 80).partition(w)
-	n.boot(b.as("/dev/vdb"), c.as("/dev/vdc"), "--bind="+d+":/dev/vdd1")
+	d := w.volume("d", 80)
+	n.boot(b.as("/dev/vdb"), c.as("/dev/vdc"), "--bind="+d.partition(w)+":/dev/vdd1", d.as(d.path)) // blkid looks for the whole disk, too.
 	n.run("mkdir", "-p", "/var/lib/tocsin")
 
 	// setUp calls it as its unit does, and says what is mounted afterwards.
