@@ -61,6 +61,24 @@ cluster: {name: pair, peers: [%s, %s], key_file: /run/credentials/tocsin.service
 	if got := a.unit("tocsin-restart.service", "ActiveState"); got != "activating" {
 		t.Errorf("nobody waits for its turn: tocsin-restart.service is %s", got)
 	}
+	// Who calls it off leaves nobody behind who waits, for which other replicas would wait.
+	waits := func(want string) {
+		t.Helper()
+		eventually(t, time.Minute, "the replica is "+want, func() error {
+			body, err := w.get(a.url(9090, "/api/tocsin/v1/drain"))
+			if err == nil && !strings.Contains(body, `"state":"`+want+`"`) {
+				err = errors.New(body)
+			}
+			return err
+		})
+	}
+	waits("waiting")
+	a.run("systemctl", "stop", "tocsin-restart")
+	waits("none")
+	if got := a.unit("tocsin-restart.service", "ActiveState"); got != "inactive" {
+		t.Errorf("called off, tocsin-restart.service is %s", got)
+	}
+	a.run("systemctl", "start", "--no-block", "tocsin-restart")
 	b.boot()
 	services[1].isActive()
 	eventually(t, 2*time.Minute, "it takes its turn", func() error {
