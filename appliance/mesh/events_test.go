@@ -89,6 +89,16 @@ func TestEventsAreBounded(t *testing.T) {
 	}
 }
 
+// TestEventsAreShownInOrder holds that what a peer says of itself cannot turn around, or break, the line that it stands in.
+func TestEventsAreShownInOrder(t *testing.T) {
+	kept := &events{}
+	slog.New(keeping{slog.DiscardHandler, kept}).Info("a member joined the mesh", eventKey, eventJoined,
+		"member", "b\u202e", "zone", "zone-é\u2028\u2066\u200b x")
+	if e := kept.newest()[0]; e.Member != "b?" || e.Details["zone"] != "zone-é??? x" {
+		t.Errorf("shown as %q in %q", e.Member, e.Details["zone"])
+	}
+}
+
 // TestClocksAreToldOnce holds that a clock at the limit is not told of over and over.
 func TestClocksAreToldOnce(t *testing.T) {
 	now := time.Unix(1_000_000, 0)

@@ -11,6 +11,7 @@ import (
 	"hash/crc32"
 	"io"
 	"strings"
+	"unicode"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -429,7 +430,7 @@ func printable(s string, most int) string {
 		switch {
 		case n > most:
 			return -1
-		case r < ' ' || r == 0x7f || r == '\uFFFD' || (r >= 0x80 && r < 0xa0):
+		case !unicode.IsPrint(r) || r == '\uFFFD': // Also what turns the rest of a line around.
 			return '?'
 		}
 		return r
