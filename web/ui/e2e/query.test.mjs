@@ -70,6 +70,21 @@ test("a query goes from typing to its graph, and the address has it all", async 
   await v.end();
 });
 
+test("keys alone lead from the home page to an answer", async () => {
+  const v = await Visit.at(world.replicas.a.url, "/");
+  const { page } = v;
+  await page.keyboard.press("q");
+  await page.locator(".cm-content").waitFor();
+  assert.equal(await page.locator("h1").innerText(), "Query");
+  await page.keyboard.press("/");
+  await page.locator(".cm-content:focus").waitFor();
+  await page.keyboard.type("vector(42)");
+  await page.keyboard.press("Enter");
+  await v.says(/\{\}\s+42\b/);
+  assert.equal(asked(page, "expr"), "vector(42)");
+  await v.end();
+});
+
 test("an error is shown with the server's text", async () => {
   const v = await Visit.at(world.replicas.a.url, `/query?g0.expr=${encodeURIComponent("sum(up")}&g0.tab=table`);
   await v.page

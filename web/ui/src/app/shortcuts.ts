@@ -32,7 +32,7 @@ export function useShortcuts(shortcuts: Shortcut[], on: boolean): void {
   }, [on]);
 }
 
-/** Puts the focus into the page's search field, if it has one. */
+/** Puts the focus into the page's search field, or the first expression, if it has one. */
 export function focusSearch(): void {
-  document.querySelector<HTMLElement>("[data-search]")?.focus();
+  document.querySelector<HTMLElement>("[data-search], .cm-content")?.focus();
 }

@@ -12,6 +12,7 @@ export function ExpressionInput(props: EditorProps) {
       fallback={
         <textarea
           className={css.plain}
+          data-search
           aria-label={props.label}
           value={props.value}
           rows={Math.min(8, props.value.split("\n").length)}
