@@ -34,7 +34,7 @@ type drainCmd struct {
 	HTTPConfig string         `name:"http.config.file" placeholder:"FILE" help:"How to reach it: TLS, basic auth or a token, in the format of promtool's flag of this name."`
 	Timeout    model.Duration `name:"timeout" default:"10m" help:"How long to wait for the other replicas. 0s is no limit."`
 	Force      bool           `name:"force" help:"Do not wait, and succeed: only say what would have been waited for. The replica is marked all the same, so that the others wait for it."`
-	Cancel     bool           `name:"cancel" help:"Give back what an earlier call got: the replica is not going to be stopped after all."`
+	Cancel     bool           `name:"cancel" help:"Give back what an earlier call got or still waits for: the replica is not going to be stopped after all."`
 }
 
 // Help is the manual's further text.
