@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { until, Visit, world } from "./browser.mjs";
+import { query, until, Visit, world } from "./browser.mjs";
 
 const expr = "rate(http_requests_total[15s])";
 
@@ -82,6 +82,19 @@ test("keys alone lead from the home page to an answer", async () => {
   await page.keyboard.press("Enter");
   await v.says(/\{\}\s+42\b/);
   assert.equal(asked(page, "expr"), "vector(42)");
+  await v.end();
+});
+
+test("a graph without its exemplars or gaps says why", async () => {
+  const v = await Visit.at(world.replicas.a.url, "/flags");
+  const refuse = (part) => v.page.route(`**/${part}*`, (r) => r.fulfill({ status: 500, json: { error: `${part} is away` } }));
+  await refuse("query_exemplars");
+  await refuse("gaps");
+  await v.go(query("up", { tab: "graph", range_input: "1m", show_exemplars: "1" }));
+  await v.says(/gaps is away/);
+  await v.says(/query_exemplars is away/);
+  await v.page.locator(".uplot canvas").waitFor();
+  v.complaints = v.complaints.filter((c) => !/\b500\b/.test(c));
   await v.end();
 });
 

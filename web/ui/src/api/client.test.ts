@@ -1,7 +1,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
-import { ApiError, apiURL, basePath, requestJSON, requestPrometheus, requestText } from "./client";
+import { ApiError, apiURL, basePath, distinct, requestJSON, requestPrometheus, requestText } from "./client";
 
 // A real server below a path; the page is there too, as far as the browser's environment can be told.
 let server: Server;
@@ -90,4 +90,11 @@ test("nobody there is an error too, and being called off is none of ours", async
   answer = () => abort.abort();
   const err = await requestJSON("x", { signal: abort.signal }).catch((e) => e);
   expect(err).not.toBeInstanceOf(ApiError);
+});
+
+test("what several questions failed with alike is said once", () => {
+  const [gone, down] = [new Error("no answer"), new Error("it starts")];
+  expect(distinct([new Error("no answer"), gone], gone)).toEqual([]);
+  expect(distinct([down, new Error("it starts")], gone)).toEqual([down]);
+  expect(distinct([null, down], null)).toEqual([down]);
 });

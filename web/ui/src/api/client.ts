@@ -21,6 +21,12 @@ export class ApiError extends Error {
   }
 }
 
+/** Errors that say something: each once, and none that is said below as well. */
+export function distinct(errors: (Error | null | false)[], below: Error | null): Error[] {
+  const said = new Set([below?.message]);
+  return errors.filter((e): e is Error => e instanceof Error && !said.has(e.message) && said.add(e.message) !== undefined);
+}
+
 export type Params = Record<string, string | number | boolean | string[] | undefined>;
 
 export interface Request {

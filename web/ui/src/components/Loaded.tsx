@@ -1,7 +1,7 @@
 import { Skeleton, Stack } from "@mantine/core";
 import type { UseQueryResult } from "@tanstack/react-query";
 import type { ReactNode } from "react";
-import type { ApiError } from "../api/client";
+import { type ApiError, distinct } from "../api/client";
 import { Notice } from "./Notice";
 
 /** Shows what a question was answered with; before that a skeleton, and an error in the server's words above what was there before. */
@@ -44,4 +44,9 @@ export function Failure({ error, stale }: { error: Error; stale?: boolean }) {
       {error.message}
     </Notice>
   );
+}
+
+/** What went wrong beside a question whose own error is shown below. */
+export function Failures({ errors, below }: { errors: (Error | null | false)[]; below: Error | null }) {
+  return distinct(errors, below).map((e) => <Failure key={e.message} error={e} />);
 }

@@ -6,7 +6,7 @@ import type { PrometheusAlert, RuleGroups } from "../../api/types";
 import { Frame } from "../../app/Frame";
 import { FilterBar, useFilter } from "../../components/Filter";
 import { LabelList } from "../../components/LabelList";
-import { Failure, Loaded } from "../../components/Loaded";
+import { Failures, Loaded } from "../../components/Loaded";
 import { Empty, State } from "../../components/Notice";
 import { Ago } from "../../components/Time";
 import { VirtualList } from "../../components/VirtualList";
@@ -16,7 +16,7 @@ import css from "../pages.module.css";
 import { allRules, queryHref, type RuleOf, ruleText, stateKinds } from "../rules/rules";
 import { oldLink, silenceHref } from "../silences/silences";
 import { becameOf, type FateIndex, fateIndex, foreign, type Group, groupIndex, linkOf, managedOf, silenceable } from "./fate";
-import { distinct, instancesOf, type OwnRow, ownRows, type RuleHead } from "./rows";
+import { instancesOf, type OwnRow, ownRows, type RuleHead } from "./rows";
 import { Sent } from "./Sent";
 import { type Notification, type Notifications, sentIndex } from "./sent";
 
@@ -38,9 +38,7 @@ export default function AlertsPage() {
   }, [navigate]);
   return (
     <Frame title="Alerts">
-      {distinct([managed.error, sent.error], groups.error).map((e) => (
-        <Failure key={e.message} error={e} />
-      ))}
+      <Failures errors={[managed.error, sent.error]} below={groups.error} />
       <Loaded query={groups}>
         {({ data }) => <List groups={data} managed={managed.data} together={together.data ?? nothing} sent={sent.data} />}
       </Loaded>

@@ -59,9 +59,3 @@ export function ownRows(shown: RuleOf[], of: Map<RuleOf, Instances>, search: str
     return head.folded ? [head] : [head, ...some];
   });
 }
-
-/** Errors that say something: each once, and none that is said below as well. */
-export function distinct(errors: (Error | null)[], below: Error | null): Error[] {
-  const said = new Set([below?.message]);
-  return errors.filter((e): e is Error => e !== null && !said.has(e.message) && said.add(e.message) !== undefined);
-}

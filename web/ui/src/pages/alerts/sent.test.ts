@@ -1,6 +1,5 @@
 import { expect, test } from "vitest";
 import type { ManagedAlert } from "../../api/alertmanager";
-import { distinct } from "./rows";
 import { type Notification, sentIndex, toldOf } from "./sent";
 
 const alert = { fingerprint: "f" } as ManagedAlert;
@@ -55,11 +54,4 @@ test("an alert has all its notifications", () => {
   expect(by.get("f")).toEqual([one, two]);
   expect(by.get("g")).toEqual([one]);
   expect(sentIndex(undefined).size).toBe(0);
-});
-
-test("what several questions failed with alike is said once", () => {
-  const [gone, down] = [new Error("no answer"), new Error("it starts")];
-  expect(distinct([new Error("no answer"), gone], gone)).toEqual([]);
-  expect(distinct([down, new Error("it starts")], gone)).toEqual([down]);
-  expect(distinct([null, down], null)).toEqual([down]);
 });

@@ -5,6 +5,7 @@ import { useEffect, useMemo, useState } from "react";
 import { type ApiError, requestPrometheus } from "../../api/client";
 import { useJSON } from "../../api/hooks";
 import type { Gaps } from "../../api/types";
+import { Failures } from "../../components/Loaded";
 import { Empty } from "../../components/Notice";
 import { formatDuration, parseDuration } from "../../lib/duration";
 import type { Labels } from "../../lib/format";
@@ -33,9 +34,9 @@ const resolutions = [
 ];
 
 export default function GraphView({ state, step, expr, query, onChange }: Props) {
-  const { data: gaps } = useJSON<Gaps>("api/tocsin/v1/gaps", { enabled: state.gaps, refresh: 15_000 });
+  const { data: gaps, error: noGaps } = useJSON<Gaps>("api/tocsin/v1/gaps", { enabled: state.gaps, refresh: 15_000 });
   const shown = query.data && query.data.data.resultType === "matrix" && !query.error ? query.data : undefined;
-  const exemplars = useExemplars(expr, shown, state.exemplars);
+  const { exemplars, error: noExemplars } = useExemplars(expr, shown, state.exemplars);
   const series = useMemo(() => (shown ? seriesOf(shown.data) : []), [shown]);
   const shading = useMemo(
     () =>
@@ -110,6 +111,7 @@ export default function GraphView({ state, step, expr, query, onChange }: Props)
           <Checkbox size="xs" label="Gaps" checked={state.gaps} onChange={(e) => onChange({ gaps: e.currentTarget.checked })} />
         </div>
       </div>
+      <Failures errors={[state.gaps && noGaps, state.exemplars && noExemplars]} below={query.error} />
       {expr === "" ? (
         <Empty>Enter an expression to see its graph.</Empty>
       ) : (
@@ -184,8 +186,8 @@ interface ExemplarAnswer {
   exemplars: { labels: Labels; value: string; timestamp: number }[];
 }
 
-function useExemplars(expr: string, shown: Asked | undefined, on: boolean): Exemplar[] {
-  const { data } = useQuery({
+function useExemplars(expr: string, shown: Asked | undefined, on: boolean) {
+  const { data, error } = useQuery({
     queryKey: ["exemplars", expr, shown?.start, shown?.end],
     queryFn: async ({ signal }) =>
       (
@@ -198,7 +200,7 @@ function useExemplars(expr: string, shown: Asked | undefined, on: boolean): Exem
     staleTime: Number.POSITIVE_INFINITY,
     gcTime: 60_000,
   });
-  return useMemo(
+  const exemplars = useMemo<Exemplar[]>(
     () =>
       on && data
         ? data
@@ -209,4 +211,5 @@ function useExemplars(expr: string, shown: Asked | undefined, on: boolean): Exem
         : [],
     [on, data],
   );
+  return { exemplars, error };
 }
