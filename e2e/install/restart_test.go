@@ -27,6 +27,15 @@ func (s *service) checkRestart(t *testing.T) {
 			t.Errorf("with %s it is not restarted: %v, process %d, and before %d: %s", tc, err, after, before, out)
 		}
 	}
+	// Who may not be restarted holds up nobody.
+	n.run("systemctl", "mask", "tocsin")
+	if out, err := n.try("/usr/lib/tocsin/restart", "10s"); err != nil || !strings.Contains(out, "did not start") {
+		t.Errorf("where it is masked: %v: %s", err, out)
+	}
+	if out := n.run("curl", "-sS", "http://127.0.0.1:9194/api/tocsin/v1/drain"); !strings.Contains(out, `"none"`) {
+		t.Errorf("the other replicas wait for one that goes on: %s", out)
+	}
+	n.run("systemctl", "unmask", "tocsin")
 	// The built-in configuration holds where there is none.
 	n.write(settings, asPacked, 0o644)
 	n.run("mv", "/etc/tocsin/tocsin.yml", "/root/")
