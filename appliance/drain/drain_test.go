@@ -94,8 +94,12 @@ func (r *replica) set(change func()) {
 
 func (r *replica) Name() string                  { return r.name }
 func (r *replica) Keyed() bool                   { return r.keyed }
-func (r *replica) SeenBefore() []string          { return r.before }
 func (r *replica) Server() grpc.ServiceRegistrar { return grpc.NewServer() }
+
+func (r *replica) SeenBefore() (names []string) {
+	r.set(func() { names = r.before })
+	return names
+}
 
 func (r *replica) Settled() bool {
 	r.world.mu.Lock()
@@ -307,7 +311,8 @@ func TestWaits(t *testing.T) {
 			"waiting: replica b (zone zone-b) is catching up: 3 gaps, 40 % of one filled",
 		},
 		"one that only another one misses": {
-			func(w *world) { w.replicas["b"].before = []string{"a", "d"} }, func(w *world) { w.replicas["b"].before = nil },
+			func(w *world) { b := w.replicas["b"]; b.set(func() { b.before = []string{"a", "d"} }) },
+			func(w *world) { b := w.replicas["b"]; b.set(func() { b.before = nil }) },
 			"waiting: replica b (zone zone-b) misses others: replica d was there before",
 		},
 		"an older release that is not whole": {
@@ -444,7 +449,7 @@ func TestAgain(t *testing.T) {
 func TestForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, "a", "b")
-		w.replicas["a"].before = []string{"b", "gone"}
+		w.replicas["a"].set(func() { w.replicas["a"].before = []string{"b", "gone"} })
 		began := time.Now()
 		if err := (&words{}).claim(t.Context(), w.replicas["a"].drain, false); err != nil {
 			t.Fatal(err)

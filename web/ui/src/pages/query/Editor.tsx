@@ -20,6 +20,7 @@ import { basePath } from "../../api/client";
 import { bootSettings } from "../../api/types";
 import { useSettings } from "../../lib/settings";
 import { queryHistory } from "./history";
+import { hoverHelp } from "./hover";
 
 const colours = HighlightStyle.define([
   { tag: tags.number, color: "var(--code-number)" },
@@ -55,6 +56,7 @@ const look = EditorView.theme({
   ".cm-completionMatchedText": { textDecoration: "none", fontWeight: "700" },
   ".cm-completionDetail": { fontStyle: "normal", opacity: "0.75", float: "right", marginLeft: "1.5em" },
   ".cm-tooltip.cm-completionInfo": { padding: "6px 10px", maxWidth: "26rem", whiteSpace: "pre-wrap" },
+  ".cm-hover": { padding: "6px 10px", maxWidth: "26rem", fontFamily: "var(--mantine-font-family)" },
   ".cm-diagnostic": { padding: "5px 10px", fontFamily: "var(--mantine-font-family)" },
 });
 
@@ -114,6 +116,7 @@ export default function Editor({ value, onChange, onRun, label, autoFocus }: Edi
           bracketMatching(),
           closeBrackets(),
           autocompletion({ icons: false }),
+          hoverHelp,
           EditorView.lineWrapping,
           placeholder("PromQL: up, rate(http_requests_total[5m]), …"),
           EditorView.contentAttributes.of({ "aria-label": first.current.label, "aria-multiline": "true", autocapitalize: "off" }),
