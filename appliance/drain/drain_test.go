@@ -61,10 +61,13 @@ func newWorld(t *testing.T, seed uint64, names ...string) *world {
 	return w
 }
 
-// start begins a life.
-func (r *replica) start() {
+// start begins a life that has all its data.
+func (r *replica) start() { r.begin("", 1) }
+
+// begin begins a life, in which it lacks something from its first moment on.
+func (r *replica) begin(unfit string, whole float64) {
 	r.world.mu.Lock()
-	r.up, r.left, r.since, r.unfit, r.whole, r.settled, r.card = true, false, time.Now(), "", 1, true, mesh.CardDrain{}
+	r.up, r.left, r.since, r.unfit, r.whole, r.settled, r.card = true, false, time.Now(), unfit, whole, true, mesh.CardDrain{}
 	r.stopping = make(chan struct{})
 	r.world.mu.Unlock()
 	d := New(Options{
@@ -208,8 +211,7 @@ func (r *replica) upgrade(ctx context.Context) error {
 	pass(time.Duration(lag) * time.Millisecond)
 	r.stop()
 	pass(time.Duration(down) * time.Millisecond)
-	r.start()
-	r.set(func() { r.unfit, r.whole = "is catching up: 1 gap", 0.99 })
+	r.begin("is catching up: 1 gap", 0.99)
 	pass(time.Duration(lacks) * time.Millisecond)
 	r.set(func() { r.unfit, r.whole = "", 1 })
 	return nil
