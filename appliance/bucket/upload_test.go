@@ -969,8 +969,9 @@ func TestAnEmptyWindowThatIsHealedIsUploaded(t *testing.T) {
 	c.raw, c.keep = time.Minute, time.Minute // So nothing is held yet.
 	a := c.replica("a", func(o *store.Options) { o.MaxBlockDuration = 9 * testWindow })
 	const n = 6
-	// In the middle of the three windows that are compacted into one block.
-	begin := floor(c.begin, 3*testWindow.Milliseconds()) + 4*testWindow.Milliseconds()
+	// In the middle of the first three windows that are compacted into one block, for which there has to be a later one.
+	w := testWindow.Milliseconds()
+	begin := floor(c.begin+3*w-1, 3*w) + w
 	gap := store.Interval{From: begin - 1, To: begin + testWindow.Milliseconds() - 1}
 	a.scrape(n, gap)
 	require.Eventually(t, func() bool {

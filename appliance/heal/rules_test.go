@@ -164,8 +164,9 @@ func TestEvaluationsKeepAwayFromWhatIsMissing(t *testing.T) {
 		}
 		require.Empty(t, a.ledger.Open())
 		ours, theirs := map[int64]string{}, map[int64]string{}
-		// Before the first of theirs there may be one of our own.
+		// Before the first of theirs there may be one of our own, and after the last.
 		in.From += 2 * w.every
+		in.To -= w.every
 		for x, within := range map[*trial]map[int64]string{a: ours, b: theirs} {
 			for at, v := range x.samples(named("all:requests"))[series.String()] {
 				if in.Contains(at) {
