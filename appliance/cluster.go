@@ -132,7 +132,7 @@ func (a *Appliance) clusterStatus(s *web.Status) {
 				m.Name, skew.Round(10*time.Millisecond)))
 		}
 		if m.Alive && m.Card.Drain.Held {
-			s.Problem("/cluster", fmt.Sprintf("Replica %s in zone %s is drained: it is about to be stopped, and no other one may be meanwhile.", m.Name, m.Card.Zone))
+			s.Problem("/cluster", fmt.Sprintf("Replica %s in %s is drained: it is about to be stopped, and no other one may be meanwhile.", m.Name, zoneWords(m.Card.Zone)))
 		}
 		s.Cluster.Members = append(s.Cluster.Members, ms)
 	}

@@ -8,10 +8,11 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/prometheus/alertmanager/alert"
 	"github.com/prometheus/alertmanager/notify"
+
+	"github.com/tocsin-io/tocsin/appliance/mesh"
 )
 
 const (
@@ -137,18 +138,7 @@ func (a *attempts) of(key turnKey, sent time.Time) *failure {
 	return &f
 }
 
-// shown is what may be shown of a text that others wrote.
+// shown is what may be shown of a text that others wrote, as one line.
 func shown(text string, most int) string {
-	n := 0
-	return strings.Map(func(r rune) rune {
-		switch n++; {
-		case n > most:
-			return -1
-		case unicode.IsSpace(r):
-			return ' '
-		case !unicode.IsPrint(r) || r == unicode.ReplacementChar:
-			return '?'
-		}
-		return r
-	}, text)
+	return mesh.Printable(strings.Join(strings.Fields(text), " "), most)
 }

@@ -479,10 +479,10 @@ func TestAlone(t *testing.T) {
 }
 
 func TestPrintable(t *testing.T) {
-	if got := printable("is\x1b[31m bad\n\xff" + strings.Repeat("x", 1000)); !utf8.ValidString(got) || strings.ContainsAny(got, "\x1b\n") || len(got) > maxReason+3 {
+	if got := said("is\x1b[31m bad\n\xff" + strings.Repeat("x", 1000)); !utf8.ValidString(got) || strings.ContainsAny(got, "\x1b\n") || len(got) > maxReason {
 		t.Errorf("another replica's words are shown as %q", got)
 	}
-	if got := printable(""); got == "" {
+	if got := said(""); got == "" {
 		t.Error("a refusal without a reason counts as none")
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -24,7 +23,7 @@ const (
 	// forgetAfter is how long a replica that was there before our start, and has not been since, is waited for. The mesh
 	// forgets one that died later as late.
 	forgetAfter = 24 * time.Hour
-	// maxReason bounds what is shown of another replica's answer, in bytes.
+	// maxReason bounds what is shown of another replica's answer, in characters.
 	maxReason = 300
 )
 
@@ -90,9 +89,17 @@ func (p *asked) ask(ctx context.Context, m mesh.Member, claimed time.Time) strin
 	case err != nil:
 		return "does not answer: " + status.Convert(err).Message()
 	case !reply.GetGranted():
-		return printable(reply.GetReason())
+		return said(reply.GetReason())
 	}
 	return ""
+}
+
+// said is what is shown of another replica's reason.
+func said(reason string) string {
+	if reason == "" {
+		return "does not agree, and does not say why"
+	}
+	return mesh.Printable(reason, maxReason)
 }
 
 // unknowing is for a replica of the release before, which knows no draining: all that can be known of it is what it
@@ -215,21 +222,4 @@ func (d *Drain) answer(from string, claimed int64) string {
 		return "misses others: " + strings.Join(missing, "; ")
 	}
 	return d.objects(order{claimed, from})
-}
-
-// printable is what is shown of another replica's words.
-func printable(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, ""))
-	if len(s) > maxReason {
-		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
-	}
-	if s == "" {
-		s = "does not agree, and does not say why"
-	}
-	return s
 }

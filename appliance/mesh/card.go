@@ -84,7 +84,7 @@ func decodeCard(b []byte) (Card, error) {
 		return Card{}, errCard
 	}
 	for _, s := range []string{c.Cluster, c.Zone, c.HTTP, c.GRPC, c.Version, c.Config.Hash, c.Config.Seen, c.Config.State} {
-		if s != printable(s, memberlist.MetaMaxSize) {
+		if s != Printable(s, memberlist.MetaMaxSize) {
 			return Card{}, errCard
 		}
 	}

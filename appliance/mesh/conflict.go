@@ -132,7 +132,7 @@ func (c *conflicts) judge(members []Member, now time.Time, running time.Duration
 		}
 		if since, ok := c.quiet.allow("own "+o.address, now); ok {
 			c.logger.Error("another live replica bears this replica's name; give one of the two another replica.name",
-				"member", self.Name, "its_address", o.address, "its_zone", printable(o.card.Zone, 64), "it_started", o.card.Started,
+				"member", self.Name, "its_address", o.address, "its_zone", Printable(o.card.Zone, 64), "it_started", o.card.Started,
 				"more_since_last_time", since, eventKey, eventConflict)
 		}
 	}

@@ -77,7 +77,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 func (m *Mesh) admit(n *memberlist.Node) *refusal {
 	switch {
 	case n.Name == "" || len(n.Name) > maxNameBytes || !utf8.ValidString(n.Name),
-		n.Name != printable(n.Name, maxNameBytes):
+		n.Name != Printable(n.Name, maxNameBytes):
 		return reject(reasonMember, "a member has a name that cannot be")
 	case !usable(n.Addr, n.Port):
 		return reject(reasonMember, "member %q has an address that cannot be", n.Name)

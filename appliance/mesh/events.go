@@ -92,9 +92,9 @@ func (k keeping) Enabled(ctx context.Context, level slog.Level) bool {
 
 // Handle keeps the line, and passes it on.
 func (k keeping) Handle(ctx context.Context, r slog.Record) error {
-	ev := event{Time: r.Time.UTC(), Level: strings.ToLower(r.Level.String()), Text: printable(r.Message, maxDetail)}
+	ev := event{Time: r.Time.UTC(), Level: strings.ToLower(r.Level.String()), Text: Printable(r.Message, maxDetail)}
 	r.Attrs(func(a slog.Attr) bool {
-		value := printable(a.Value.Resolve().String(), maxDetail)
+		value := Printable(a.Value.Resolve().String(), maxDetail)
 		switch {
 		case a.Key == eventKey:
 			ev.Kind = value

@@ -127,7 +127,7 @@ func FuzzCard(f *testing.F) {
 		if err != nil || c == (Card{}) {
 			return
 		}
-		if c.Cluster == "" || c.Completeness < 0 || c.Completeness > 1 || c.Zone != printable(c.Zone, memberlist.MetaMaxSize) {
+		if c.Cluster == "" || c.Completeness < 0 || c.Completeness > 1 || c.Zone != Printable(c.Zone, memberlist.MetaMaxSize) {
 			t.Fatalf("accepted %+v", c)
 		}
 	})

@@ -123,7 +123,7 @@ func (g *guard) packet(b []byte) error {
 
 // label checks the cluster name that a message bears.
 func (g *guard) label(b []byte) error {
-	switch name := printable(string(b), 64); {
+	switch name := Printable(string(b), 64); {
 	case string(b) != g.cluster:
 		return &refusal{reason: reasonCluster, why: "it belongs to another cluster", cluster: name}
 	case g.ring == nil:
@@ -422,8 +422,8 @@ func (g *guard) node(c *cursor, join bool) error {
 	return nil
 }
 
-// printable makes text of others fit to be shown: no control characters, at most most characters.
-func printable(s string, most int) string {
+// Printable makes text of others fit to be shown and logged: no control characters, at most most characters.
+func Printable(s string, most int) string {
 	n := 0
 	return strings.Map(func(r rune) rune {
 		n++

@@ -388,7 +388,7 @@ func (j *joiner) asked(address string, t *target, greet bool, err error) {
 // joinFailure tells a peer that hung up from one that is not there, and says in plain words what may be wrong.
 // memberlist has only text for it.
 func joinFailure(err error) (refused bool, why string) {
-	text := strings.Join(strings.Fields(printable(err.Error(), 400)), " ")
+	text := strings.Join(strings.Fields(Printable(err.Error(), 400)), " ")
 	has := func(s string) bool { return strings.Contains(text, s) }
 	switch {
 	case has("remote state is encrypted and encryption is not configured"):

@@ -34,7 +34,7 @@ func (l *logLine) Write(b []byte) (int, error) {
 	if !l.logger.Enabled(context.Background(), level) {
 		return len(b), nil
 	}
-	attrs := []any{"detail", printable(line, maxLogLine)}
+	attrs := []any{"detail", Printable(line, maxLogLine)}
 	if level > slog.LevelDebug {
 		// Lines about one trouble begin alike and end in an address or a number.
 		since, ok := l.quiet.allow(line[:min(len(line), 24)], time.Now())

@@ -124,7 +124,7 @@ func New(opts Options) (_ *Mesh, err error) {
 	if cfg == nil || cfg.Cluster == nil {
 		return nil, errors.New("start the mesh: there is no cluster section")
 	}
-	if n := cfg.Replica.Name; n == "" || len(n) > maxNameBytes || n != printable(n, maxNameBytes) {
+	if n := cfg.Replica.Name; n == "" || len(n) > maxNameBytes || n != Printable(n, maxNameBytes) {
 		return nil, fmt.Errorf("start the mesh: replica.name must have 1 to %d printable characters", maxNameBytes)
 	}
 	if err := os.MkdirAll(opts.Dir, 0o750); err != nil {

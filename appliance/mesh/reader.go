@@ -40,7 +40,7 @@ func NewReaderCertificate(keys [][]byte, cluster, name string) (authorities, cer
 		return nil, nil, nil, errors.New("make a reader's certificate: there is no cluster key")
 	case cluster == "" || strings.Contains(cluster, "/"):
 		return nil, nil, nil, errors.New("make a reader's certificate: that is no name of a cluster")
-	case name == "", len(name) > maxNameBytes, !utf8.ValidString(name), name != printable(name, maxNameBytes):
+	case name == "", len(name) > maxNameBytes, !utf8.ValidString(name), name != Printable(name, maxNameBytes):
 		return nil, nil, nil, fmt.Errorf("make a reader's certificate: its name must have 1 to %d printable characters", maxNameBytes)
 	}
 	public, private, err := ed25519.GenerateKey(rand.Reader)
@@ -106,7 +106,7 @@ func (r *rpc) admit(ctx context.Context, info *tap.Info) (context.Context, error
 	r.denied.Inc()
 	if since, ok := r.quiet.allow(caller.name, time.Now()); ok {
 		r.logger.Warn("a reader's call was denied: only replicas may make it", "reader", caller.name,
-			"method", printable(info.FullMethodName, maxLogLine), "not_logged_since", since)
+			"method", Printable(info.FullMethodName, maxLogLine), "not_logged_since", since)
 	}
 	return ctx, status.Error(codes.PermissionDenied, "a reader may not call this")
 }

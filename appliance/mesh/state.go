@@ -149,7 +149,7 @@ func (s *states) mergePart(b []byte) {
 		return
 	}
 	if p.Key == keyLeaving {
-		s.leaving(printable(string(p.Data), maxNameBytes))
+		s.leaving(Printable(string(p.Data), maxNameBytes))
 		return
 	}
 	s.merge(p.Key, p.Data)
@@ -161,7 +161,7 @@ func (s *states) merge(key string, data []byte) {
 	s.mu.RUnlock()
 	if state == nil {
 		s.metrics.unknown.Inc()
-		s.logger.Debug("a state that nobody here has asked for is left aside", "key", printable(key, 64), "bytes", len(data))
+		s.logger.Debug("a state that nobody here has asked for is left aside", "key", Printable(key, 64), "bytes", len(data))
 		return
 	}
 	if n := entries(key, data); n > maxEntries {

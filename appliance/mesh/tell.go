@@ -88,7 +88,7 @@ func (m *Mesh) told(c change) bool {
 	e := c.member
 	attrs := []any{"member", e.Name, "address", e.Address}
 	if e.Card.Cluster != "" {
-		attrs = append(attrs, "zone", e.Card.Zone, "version", printable(e.Card.Version, 64))
+		attrs = append(attrs, "zone", e.Card.Zone, "version", Printable(e.Card.Version, 64))
 	} else {
 		attrs = append(attrs, "kind", "stock Alertmanager")
 	}
@@ -132,7 +132,7 @@ func (m *Mesh) told(c change) bool {
 func (m *Mesh) compareVersion(e Member) {
 	if own := m.version; e.Card.Cluster != "" && e.Card.Version != own {
 		m.logger.Info("a member has another version than this replica", "member", e.Name,
-			"version", printable(e.Card.Version, 64), "own_version", own, eventKey, eventVersion)
+			"version", Printable(e.Card.Version, 64), "own_version", own, eventKey, eventVersion)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 const (
 	// lookEvery is how often the service manager may learn of something new.
-	lookEvery = 250 * time.Millisecond
+	lookEvery = time.Second
 	// extendEvery is how often a start or a stop that gets on asks for more time, and extendBy how much.
 	extendEvery, extendBy = 5 * time.Second, time.Minute
 )

@@ -128,13 +128,7 @@ func removeOldRoots(t *testing.T, cache, except string) {
 // lock takes a lock, or changes to it; how is LOCK_SH or LOCK_EX.
 func lock(t *testing.T, f *os.File, how int) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Minute)
-	for syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB) != nil {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s is still locked after ten minutes", f.Name())
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+	eventually(t, 10*time.Minute, "lock "+f.Name(), func() error { return syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB) })
 }
 
 // tail returns the last lines.
