@@ -195,7 +195,7 @@ func TestDrainWaits(t *testing.T) {
 	eventually(t, 10*time.Second, "all see that a is drained", func() error {
 		for _, name := range c.options.names {
 			body, err := quickly(http.MethodGet, c.replicas[name].url+"/api/tocsin/v1/status", "", "")
-			if err == nil && !strings.Contains(body, "Replica a in zone zone-a is drained") {
+			if err == nil && !strings.Contains(body, "Replica a in zone-a is drained") {
 				err = fmt.Errorf("%s: %s", name, body)
 			}
 			if err != nil {
