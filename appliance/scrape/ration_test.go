@@ -16,7 +16,7 @@ func TestTargetsAreRationed(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			ration(ctx, from, to, 5*time.Second)
+			ration(ctx, from, func(sets targetSets) { to <- sets }, 5*time.Second)
 		}()
 		begin := time.Now()
 		sets := func(name string) targetSets { return targetSets{name: nil} }

@@ -22,6 +22,7 @@ import (
 	promconfig "github.com/prometheus/prometheus/config"
 	"github.com/prometheus/prometheus/discovery"
 	"github.com/prometheus/prometheus/discovery/targetgroup"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/scrape"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/util/logging"
@@ -61,6 +62,10 @@ type Scrape struct {
 	manager   *scrape.Manager
 	host      http.Handler
 	steady    time.Duration
+
+	// passing is held while targets are handed to the manager, and while a configuration is applied.
+	passing sync.Mutex
+	passed  time.Time // when targets were handed over last
 
 	cancel context.CancelFunc
 	once   sync.Once
@@ -116,7 +121,16 @@ func (s *Scrape) Run(ctx context.Context) error {
 		s.manager.Stop()
 	})
 	targets := make(chan targetSets)
-	s.jobs.Go(func() { ration(ctx, s.discovery.SyncCh(), targets, s.steady) })
+	pass := func(sets targetSets) {
+		s.passing.Lock()
+		defer s.passing.Unlock()
+		select {
+		case targets <- sets:
+			s.passed = time.Now()
+		case <-ctx.Done():
+		}
+	}
+	s.jobs.Go(func() { ration(ctx, s.discovery.SyncCh(), pass, s.steady) })
 	err := s.manager.Run(targets)
 	s.Close()
 	if err != nil {
@@ -129,31 +143,41 @@ func (s *Scrape) Run(ctx context.Context) error {
 type targetSets = map[string][]*targetgroup.Group
 
 // ration passes on what discovery finds: at once in the beginning, and later the newest of each interval.
-func ration(ctx context.Context, from <-chan targetSets, to chan<- targetSets, interval time.Duration) {
+func ration(ctx context.Context, from <-chan targetSets, pass func(targetSets), interval time.Duration) {
 	begin := time.Now()
 	var newest targetSets
-	var out chan<- targetSets // nil while there is nothing to pass on, or it is too early.
-	var wait <-chan time.Time
+	var wait <-chan time.Time // nil while nothing waits to be passed.
 	var last time.Time
 	for {
 		select {
-		case sets := <-from:
-			newest = sets
-			if out != nil || wait != nil {
+		case newest = <-from:
+			if wait != nil {
 				continue
 			}
 			if due := interval - time.Since(last); due > 0 && time.Since(begin) > starting {
 				wait = time.After(due)
-			} else {
-				out = to
+				continue
 			}
 		case <-wait:
-			out, wait = to, nil
-		case out <- newest:
-			out, last = nil, time.Now()
+			wait = nil
 		case <-ctx.Done():
 			return
 		}
+		pass(newest)
+		last = time.Now()
+	}
+}
+
+// settle returns when the targets that were passed last are in their scrape pools. The caller holds passing, so that no
+// others follow. Upstream must not be given a configuration while a pool takes in its targets: both touch the pool's
+// failure log, under different locks (prometheus/prometheus#18127, which the pinned version does not have). Nothing
+// says that the manager has begun with the targets; it does so within one tick.
+func (s *Scrape) settle() {
+	<-time.After(time.Until(s.passed.Add(2 * quick)))
+	nobody := []*scrape.Target{scrape.NewTarget(labels.EmptyLabels(), &promconfig.ScrapeConfig{}, nil, nil)}
+	for _, pool := range s.manager.ScrapePools() {
+		// Of all that upstream exports, this alone waits for the pool. It changes targets of the pool only.
+		s.manager.DisableEndOfRunStalenessMarkers(pool, nobody)
 	}
 }
 
@@ -176,6 +200,9 @@ func (s *Scrape) Prepare(cfg *config.Config) (apply func() error, err error) {
 		sd[job.JobName] = job.ServiceDiscoveryConfigs
 	}
 	return func() error {
+		s.passing.Lock()
+		defer s.passing.Unlock()
+		s.settle()
 		// The manager first: it must know a job before its first targets arrive.
 		if err := s.manager.ApplyConfig(cfg.Prometheus); err != nil {
 			return fmt.Errorf("apply the scrape jobs: %w", err)

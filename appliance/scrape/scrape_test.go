@@ -195,6 +195,27 @@ func TestReloadLeavesOtherJobsAlone(t *testing.T) {
 	}
 }
 
+// TestReloadWhileTargetsAreTakenIn reloads at each moment of what the manager does with the targets of the reload before;
+// the race detector then sees whether the two get into each other's way.
+func TestReloadWhileTargetsAreTakenIn(t *testing.T) {
+	s, _ := newScrape(t)
+	run(t, s)
+	var last string
+	for i := range 12 {
+		last = fmt.Sprintf("127.0.0.1:%d", i+1)
+		apply(t, s, load(t, fmt.Sprintf(`
+scrape_configs:
+- {job_name: steady, static_configs: [{targets: ["127.0.0.1:9"]}]}
+- {job_name: changing, static_configs: [{targets: [%q]}]}
+`, last)))
+		<-time.After(time.Duration(i) * 50 * time.Millisecond)
+	}
+	eventually(t, "the targets of the last reload", func() bool {
+		targets := s.Manager().TargetsActive()["changing"]
+		return len(targets) == 1 && targets[0].URL().Host == last
+	})
+}
+
 func TestPrepareRefusesWhatUpstreamWouldFailOn(t *testing.T) {
 	s, _ := newScrape(t)
 	t.Cleanup(s.Close)
