@@ -11,13 +11,19 @@ shift
 for deb; do cp "$deb" "$folder/pool/"; done
 cd "$folder"
 
+trial='Tocsin, for trying out'
 if [ -z "${APT_KEY-}" ]; then
+  # Who trusts the key of an existing repository could install nothing from it any more.
+  if [ -e tocsin.asc ] && ! gpg --batch --quiet --show-keys tocsin.asc 2>/dev/null | grep -qF "$trial"; then
+    echo "$folder is signed with a key of yours: name it with APT_KEY" >&2
+    exit 1
+  fi
   GNUPGHOME=$(mktemp -d)
   export GNUPGHOME
   # The agent would stay behind.
   trap 'gpgconf --kill gpg-agent; rm -rf "$GNUPGHOME"' EXIT
   trap 'exit 1' INT TERM
-  APT_KEY='Tocsin, for trying out'
+  APT_KEY=$trial
   gpg --batch --quiet --passphrase '' --quick-gen-key "$APT_KEY" ed25519 sign never 2>/dev/null
 fi
 

@@ -27,6 +27,13 @@ func (s *service) checkRestart(t *testing.T) {
 			t.Errorf("with %s it is not restarted: %v, process %d, and before %d: %s", tc, err, after, before, out)
 		}
 	}
+	// That nothing could be asked is no fault of the configuration.
+	n.write("/root/broken/systemd-run", "#!/bin/sh\nexit 1\n", 0o755)
+	before := s.pid()
+	if out, err := n.try("env", "PATH=/root/broken:/usr/bin:/bin", "/usr/lib/tocsin/restart", "10s"); err == nil ||
+		!strings.Contains(out, "could not be asked") || strings.Contains(out, "refuses") || s.pid() != before {
+		t.Errorf("where nothing can be asked: %v, process %d, and before %d: %s", err, s.pid(), before, out)
+	}
 	// Who may not be restarted holds up nobody.
 	n.run("systemctl", "mask", "tocsin")
 	if out, err := n.try("/usr/lib/tocsin/restart", "10s"); err != nil || !strings.Contains(out, "did not start") {

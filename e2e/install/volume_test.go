@@ -163,6 +163,13 @@ func TestVolume(t *testing.T) {
 		t.Errorf("the volume that was found again holds %q", got)
 	}
 	umount()
+
+	// Also where it is attached after an empty one.
+	b.blank(t)
+	b.put(t, 0, "not there yet")
+	n.run("systemd-run", "--on-active=2", "--timer-property=AccuracySec=100ms", "mkfs.ext4", "-q", "-F", "-L", "tocsin-data", "/dev/vdb")
+	adopts("auto", "/dev/vdb", "is mounted at")
+	umount()
 	adopts("/dev/vdc", "/dev/vdc", "makes a file system")
 	umount()
 	refuses("auto", "more than one device bears the label")

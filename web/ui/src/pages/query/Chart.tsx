@@ -354,6 +354,7 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
             type="button"
             key={n}
             aria-pressed={shown[i]}
+            title={n}
             onClick={(e) => pick(n, e.ctrlKey || e.metaKey)}
             onMouseEnter={() => plot.current?.setSeries(i + 1, { focus: true })}
             onMouseLeave={() => plot.current?.setSeries(null, { focus: false })}
@@ -362,7 +363,7 @@ export default function Chart({ series, start, end, step, stacked, log, yMin, st
               className={css.swatch}
               style={{ borderTopColor: colour(i), borderTopStyle: i >= palette[scheme].length ? "dashed" : "solid" }}
             />
-            {n}
+            <span>{n}</span>
           </button>
         ))}
       </div>
