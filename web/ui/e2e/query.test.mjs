@@ -53,9 +53,15 @@ test("a query goes from typing to its graph, and the address has it all", async 
   assert.equal(asked(page, "tab"), "graph");
   assert.equal((await page.getByRole("group", { name: "Series" }).getByRole("button").count()) >= 12, true);
 
+  const refresh = page.locator('input[aria-label="Ask again by itself"]');
+  await refresh.click();
+  await page.getByRole("option", { name: "Every 1m" }).click();
+  await until("the refresh is in the address", () => new URL(page.url()).searchParams.get("refresh") === "60");
+
   const address = page.url();
   await page.reload();
   await drawn(page);
+  assert.equal(await refresh.inputValue(), "Every 1m");
   assert.equal(page.url(), address);
   await until("the editor has the expression", async () => (await page.locator(".cm-content").innerText()).trim() === expr);
 

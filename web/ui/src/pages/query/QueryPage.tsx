@@ -1,9 +1,10 @@
 import { Button, Menu, Select } from "@mantine/core";
 import { IconAdjustments, IconPlus } from "@tabler/icons-react";
-import { useCallback, useEffect, useMemo, useState } from "react";
+import { useEffect, useMemo, useState } from "react";
 import { useLocation, useSearch } from "wouter";
 import { Frame } from "../../app/Frame";
 import { type Settings, useSettings } from "../../lib/settings";
+import { useParam } from "../../lib/urlstate";
 import { forget } from "./history";
 import { emptyPanel, formatPanels, type PanelState, parsePanels } from "./model";
 import { Panel } from "./Panel";
@@ -28,7 +29,8 @@ export default function QueryPage() {
   const search = useSearch();
   const [, navigate] = useLocation();
   const panels = useMemo(() => parsePanels(search), [search]);
-  const [refresh, setRefresh] = useState("0");
+  const [asked, setRefresh] = useParam("refresh", "0");
+  const refresh = refreshes.some((r) => r.value === asked) ? asked : "0";
   const [tick, setTick] = useState(0);
   const { settings, set } = useSettings();
 
@@ -41,7 +43,7 @@ export default function QueryPage() {
     return () => clearInterval(t);
   }, [refresh]);
 
-  const write = useCallback((next: PanelState[], replace = false) => navigate(`/query?${formatPanels(next)}`, { replace }), [navigate]);
+  const write = (next: PanelState[]) => navigate(`/query?${formatPanels(next)}${refresh === "0" ? "" : `&refresh=${refresh}`}`);
   const change = (i: number, part: Partial<PanelState>) => write(panels.map((p, n) => (n === i ? { ...p, ...part } : p)));
 
   return (
