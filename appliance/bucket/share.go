@@ -239,10 +239,24 @@ func (s *share) Attributes(ctx context.Context, name string) (objstore.ObjectAtt
 
 // GetRange implements objstore.BucketReader.
 func (s *share) GetRange(ctx context.Context, name string, off, length int64) (io.ReadCloser, error) {
-	if id, _, ok := parseObject(name); ok {
+	id, file, ok := parseObject(name)
+	if ok {
 		s.headers.use(id)
 	}
-	if off < 0 || length <= 0 || s.passes(ctx, name) {
+	if off < 0 || length <= 0 {
+		return s.b.bkt.GetRange(ctx, name, off, length)
+	}
+	if file > 0 {
+		return openChecked(ctx, s.b.logger, name, off, length, func(from int64, past bool) (io.ReadCloser, error) {
+			return s.getRange(ctx, name, from, off+length+checksumBytes-from, past)
+		})
+	}
+	return s.getRange(ctx, name, off, length, false)
+}
+
+// getRange reads through the caches, or past them.
+func (s *share) getRange(ctx context.Context, name string, off, length int64, past bool) (io.ReadCloser, error) {
+	if past || s.passes(ctx, name) {
 		return s.b.bkt.GetRange(ctx, name, off, length)
 	}
 	return openPieces(ctx, s.CachingBucket, name, off, length)
@@ -358,8 +372,8 @@ func (s *share) resting(owner string) bool {
 }
 
 // ask asks the owner of a block for [begin, end) of one of its objects. An error is counted here, and costs nothing but time: only the
-// length is checked. Thanos's reader checks no checksum of what it reads of a block; who has the cluster's key is trusted that far, as
-// with the data that replicas heal from.
+// length is checked. Of an index nobody checks more (of chunks, checkedChunks does); who has the cluster's key is trusted that far, as with
+// the data that replicas heal from.
 func (s *share) ask(ctx context.Context, owner, object string, begin, end int64) ([]byte, error) {
 	select {
 	case s.asking <- struct{}{}:
