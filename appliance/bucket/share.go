@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -46,7 +47,8 @@ const (
 	ownersFor = time.Second
 	// maxSubrangeRequests bounds the requests to the bucket for one piece. It is Thanos's.
 	maxSubrangeRequests = 3
-	// maxSizes bounds the sizes of objects that are remembered, for blocks whose meta.json does not have them.
+	// maxSizes bounds the sizes of objects that are remembered, for blocks whose meta.json does not have them, and the blocks of which it is
+	// known where their index has what.
 	maxSizes = 10_000
 )
 
@@ -104,6 +106,8 @@ type share struct {
 	closed bool
 	jobs   sync.WaitGroup
 	rests  map[string]time.Time // until when a replica is not asked
+	// contents are the sections of the indexes that were read last.
+	contents *simplelru.LRU[ulid.ULID, sections]
 
 	served prometheus.Counter
 }
@@ -135,6 +139,9 @@ func newShare(b *Bucket, loaded func() *view) (*share, error) {
 	}
 	if s.sizes, err = newSizes(loaded); err != nil {
 		return nil, err
+	}
+	if s.contents, err = simplelru.NewLRU[ulid.ULID, sections](maxSizes, nil); err != nil {
+		return nil, fmt.Errorf("make the cache of the bucket: %w", err)
 	}
 	for _, reason := range []string{peerSlow, peerUnreached, peerBusy, peerRefused, peerFailed, peerLied} {
 		s.disk.failures.WithLabelValues(reason)
@@ -237,26 +244,48 @@ func (s *share) Attributes(ctx context.Context, name string) (objstore.ObjectAtt
 	return s.CachingBucket.Attributes(ctx, name)
 }
 
-// GetRange implements objstore.BucketReader.
+// GetRange implements objstore.BucketReader. What Thanos's reader asks for begins with an entry of the object, but for what it makes an
+// index header of, whose checksums it looks at itself.
 func (s *share) GetRange(ctx context.Context, name string, off, length int64) (io.ReadCloser, error) {
 	id, file, ok := parseObject(name)
 	if ok {
 		s.headers.use(id)
 	}
-	if off < 0 || length <= 0 {
-		return s.b.bkt.GetRange(ctx, name, off, length)
+	if !ok || off < 0 || length <= 0 || ctx.Value(uncached{}) != nil {
+		return s.getRange(ctx, name, off, length, false)
 	}
-	if file > 0 {
-		return openChecked(ctx, s.b.logger, name, off, length, func(from int64, past bool) (io.ReadCloser, error) {
+	check := func(of entries, begin int64) (*checkedReader, error) {
+		return openChecked(ctx, s.b.logger, of, name, begin, off+length-begin, func(from int64, past bool) (io.ReadCloser, error) {
 			return s.getRange(ctx, name, from, off+length+checksumBytes-from, past)
 		})
+	}
+	if file > 0 {
+		return check(chunkEntries, off)
+	}
+	in, err := s.sections(ctx, id, name)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case in.series.has(off):
+		return check(seriesEntries(in.series.end), off)
+	case in.postings.has(off):
+		// It knows their length already.
+		c, err := check(postingsEntries(in.postings.begin, in.postings.end), off-postingsLength)
+		if err == nil {
+			_, err = io.CopyN(io.Discard, c, postingsLength)
+		}
+		if err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+		return c, nil
 	}
 	return s.getRange(ctx, name, off, length, false)
 }
 
 // getRange reads through the caches, or past them.
 func (s *share) getRange(ctx context.Context, name string, off, length int64, past bool) (io.ReadCloser, error) {
-	if past || s.passes(ctx, name) {
+	if past || off < 0 || length <= 0 || s.passes(ctx, name) {
 		return s.b.bkt.GetRange(ctx, name, off, length)
 	}
 	return openPieces(ctx, s.CachingBucket, name, off, length)
@@ -372,8 +401,8 @@ func (s *share) resting(owner string) bool {
 }
 
 // ask asks the owner of a block for [begin, end) of one of its objects. An error is counted here, and costs nothing but time: only the
-// length is checked. Of an index nobody checks more (of chunks, checkedChunks does); who has the cluster's key is trusted that far, as with
-// the data that replicas heal from.
+// length is checked here. What is damaged, checkedReader reads again past the caches; who has the cluster's key is trusted further, as with the
+// data that replicas heal from.
 func (s *share) ask(ctx context.Context, owner, object string, begin, end int64) ([]byte, error) {
 	select {
 	case s.asking <- struct{}{}:
