@@ -147,7 +147,8 @@ export default function Editor({ value, onChange, onRun, label, autoFocus }: Edi
       }),
     });
     view.current = v;
-    if (first.current.autoFocus) v.focus();
+    // Not away from the heading, which has it after navigation: the editor may come much later.
+    if (first.current.autoFocus && document.activeElement === document.body) v.focus();
     return () => v.destroy();
   }, []);
 
