@@ -76,13 +76,36 @@ test("a query goes from typing to its graph, and the address has it all", async 
   await v.end();
 });
 
+test("what is typed before the editor is there goes on in it", async () => {
+  const v = await Visit.at(world.replicas.a.url, "/flags");
+  const { page } = v;
+  let release;
+  const held = new Promise((done) => {
+    release = done;
+  });
+  await page.route("**/editor-*.js", async (route) => {
+    await held;
+    await route.continue();
+  });
+  await page.goto(`${world.replicas.a.url}/query`, { waitUntil: "commit" });
+  await page.locator("main textarea").focus();
+  await page.keyboard.type("vector(4");
+  release();
+  await page.locator(".cm-content:focus").waitFor();
+  await page.keyboard.type("3)");
+  await page.keyboard.press("Enter");
+  await v.says(/\{\}\s+43\b/);
+  assert.equal(asked(page, "expr"), "vector(43)");
+  await v.end();
+});
+
 test("keys alone lead from the home page to an answer", async () => {
   const v = await Visit.at(world.replicas.a.url, "/flags");
   const { page } = v;
   // The editor comes when the heading has the focus already, which it must not take away.
-  await page.route("**/editor-*.js", async (r) => {
+  await page.route("**/editor-*.js", async (route) => {
     await new Promise((done) => setTimeout(done, 500));
-    await r.continue();
+    await route.continue();
   });
   await v.go("/");
   await page.keyboard.press("q");

@@ -108,6 +108,7 @@ export default function Editor({ value, onChange, onRun, label, autoFocus }: Edi
       parent: box.current!,
       state: EditorState.create({
         doc: first.current.value,
+        selection: { anchor: first.current.value.length },
         extensions: [
           EditorView.cspNonce.of(bootSettings().nonce ?? ""),
           look,
