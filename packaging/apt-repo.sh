@@ -8,13 +8,11 @@ set -eu
 mkdir -p "$1/pool"
 folder=$(realpath "$1")
 shift
-for deb; do cp "$deb" "$folder/pool/"; done
-cd "$folder"
 
 trial='Tocsin, for trying out'
 if [ -z "${APT_KEY-}" ]; then
   # Who trusts the key of an existing repository could install nothing from it any more.
-  if [ -e tocsin.asc ] && ! gpg --batch --quiet --show-keys tocsin.asc 2>/dev/null | grep -qF "$trial"; then
+  if [ -e "$folder/tocsin.asc" ] && ! gpg --batch --quiet --show-keys "$folder/tocsin.asc" 2>/dev/null | grep -qF "$trial"; then
     echo "$folder is signed with a key of yours: name it with APT_KEY" >&2
     exit 1
   fi
@@ -27,6 +25,8 @@ if [ -z "${APT_KEY-}" ]; then
   gpg --batch --quiet --passphrase '' --quick-gen-key "$APT_KEY" ed25519 sign never 2>/dev/null
 fi
 
+for deb; do cp "$deb" "$folder/pool/"; done
+cd "$folder"
 apt-ftparchive packages pool > Packages
 gzip -9nkf Packages
 apt-ftparchive -o APT::FTPArchive::Release::Origin=Tocsin -o APT::FTPArchive::Release::Label=Tocsin \

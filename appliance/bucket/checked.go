@@ -135,6 +135,7 @@ func (c *checkedReader) next() {
 	if err != nil {
 		c.err = fmt.Errorf("read %s from byte %d on: %w", c.name, c.off, err)
 		c.rest = c.instead
+		// Whoever is given something instead may not tell of the error.
 		if c.ctx.Err() == nil && !errors.Is(err, io.EOF) && c.instead != nil {
 			c.logger.Warn("what a block has cannot be read from the bucket", "object", c.name, "byte", c.off, "err", err)
 		}

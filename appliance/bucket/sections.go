@@ -40,11 +40,12 @@ func (s *share) sections(ctx context.Context, id ulid.ULID, name string) (sectio
 	if err != nil {
 		return sections{}, fmt.Errorf("read %s: %w", name, err)
 	}
-	if in, err = s.readSections(ctx, name, a.Size, false); err != nil {
-		// The caches may have it wrong, and the bucket not.
-		if in, err = s.readSections(ctx, name, a.Size, true); err != nil {
-			return sections{}, fmt.Errorf("read where %s has what: %w", name, err)
-		}
+	in, err = s.readSections(ctx, name, a.Size, false)
+	if errors.Is(err, errDamaged) { // The caches may have it wrong, and the bucket not.
+		in, err = s.readSections(ctx, name, a.Size, true)
+	}
+	if err != nil {
+		return sections{}, fmt.Errorf("read where %s has what: %w", name, err)
 	}
 	s.mtx.Lock()
 	defer s.mtx.Unlock()
@@ -64,7 +65,7 @@ func (s *share) readSections(ctx context.Context, name string, size int64, past 
 	}
 	toc, err := index.NewTOCFromByteSlice(byteSlice(b))
 	if err != nil {
-		return in, err
+		return in, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	// Each section ends where the next one begins; some may be empty.
 	ends := []uint64{toc.Symbols, toc.Series, toc.LabelIndices, toc.LabelIndicesTable, toc.Postings, toc.PostingsTable, uint64(size - tocBytes)}
